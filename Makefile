@@ -1,0 +1,34 @@
+# Two commands: `make quickstart` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+SHORT ?=
+ARGS ?=
+
+# Waiting threads that spin make small CPU runs several times slower.
+export OMP_WAIT_POLICY ?= passive
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint format benchmark
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  PYTHON=python3 chooses the Python, ARGS=... is passed on (make test ARGS='-k ops')"
+
+install:  ## prepare this Python: torch, Detectron2 (if missing), comer_d2 with its operator
+	@$(PYTHON) tools/install.py
+
+quickstart: install  ## train, evaluate and draw a small detector on this CPU (SHORT=1: minutes less, worse pictures)
+	@$(PYTHON) tools/quickstart.py $(if $(filter-out 0,$(SHORT)),--short) $(ARGS)
+
+test: install  ## run every test (ARGS="-m 'not slow'" for the quick ones)
+	@$(PYTHON) -m pytest -q -rs --durations=10 $(ARGS)
+
+lint:  ## check style and formatting
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+
+format:  ## mend style and formatting
+	@$(PYTHON) -m ruff check --fix .
+	@$(PYTHON) -m ruff format .
+
+benchmark: install  ## time the operator against its PyTorch reference
+	@$(PYTHON) benchmarks/ms_deform_attn.py $(ARGS)

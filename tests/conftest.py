@@ -1,0 +1,94 @@
+"""What every test shares: one rule for skipping, the reference numbers, threads and seeds."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch starts its threads
+
+import pytest
+import torch
+
+TESTS = Path(__file__).parent
+# The tensors here are tiny: more threads only wait for each other.
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def _why_no_detectron2() -> str | None:
+    try:
+        importlib.import_module("detectron2")
+    except ImportError as error:
+        return f"Detectron2 does not import ({error}): run `make install`, or see docs/INSTALL.md"
+    return None
+
+
+WHY_NO_DETECTRON2 = _why_no_detectron2()
+
+
+class _ModuleWithoutDetectron2(pytest.Module):
+    """Stands in for a module of tests/d2, which could not even be imported."""
+
+    def collect(self) -> list[pytest.Item]:
+        if os.environ.get("COMER_D2_REQUIRE_DETECTRON2") == "1":
+            raise self.CollectError(f"{WHY_NO_DETECTRON2} (COMER_D2_REQUIRE_DETECTRON2=1)")
+        pytest.skip(WHY_NO_DETECTRON2, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(
+    module_path: Path, parent: pytest.Collector
+) -> pytest.Module | None:
+    """Skip tests/d2, and nothing else, where Detectron2 does not import."""
+    if WHY_NO_DETECTRON2 and module_path.is_relative_to(TESTS / "d2"):
+        return _ModuleWithoutDetectron2.from_parent(parent, path=module_path)
+    return None
+
+
+def _golden_folders() -> list[Path]:
+    folders = [TESTS / "data"]
+    if given := os.environ.get("COMER_D2_GOLDEN"):
+        folders.append(Path(given))
+        if not folders[-1].is_dir():
+            raise pytest.UsageError(
+                f"COMER_D2_GOLDEN: {given} is not a folder; unset it or mend it"
+            )
+    return folders
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test once per reference file: those of tests/data, and of the folder COMER_D2_GOLDEN if set.
+
+    ``@pytest.mark.golden("det_*.safetensors")`` chooses the files; a test takes each as ``golden_path``. A file in the
+    folder stands in for the one of the same name in tests/data.
+    """
+    if "golden_path" not in metafunc.fixturenames:
+        return
+    marker = metafunc.definition.get_closest_marker("golden")
+    if marker is None:
+        raise pytest.UsageError(
+            f"{metafunc.definition.nodeid}: golden_path needs @pytest.mark.golden(...)"
+        )
+    found = {
+        path.name: path for folder in _golden_folders() for path in folder.glob(marker.args[0])
+    }
+    names = sorted(found)
+    metafunc.parametrize("golden_path", [found[name] for name in names], ids=names)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests whose reference files are not at hand, rather than report them as skipped."""
+    absent = [
+        item
+        for item in items
+        if (callspec := getattr(item, "callspec", None))
+        and not isinstance(callspec.params.get("golden_path", Path()), Path)
+    ]
+    if absent:
+        config.hook.pytest_deselected(items=absent)
+        items[:] = [item for item in items if item not in absent]
+
+
+@pytest.fixture(autouse=True)
+def _same_draws_every_time() -> None:
+    torch.manual_seed(0)

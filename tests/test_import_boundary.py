@@ -1,0 +1,123 @@
+"""The core (operator, network, heads, weights) stands on torch and timm alone; only comer_d2.d2 knows Detectron2."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import comer_d2
+
+PACKAGE = Path(comer_d2.__file__).parent
+# The one exception: comer_d2.ViTCoMer is Detectron2's Backbone where that imports, looked up when first asked for.
+LAZY = PACKAGE / "__init__.py"
+CORE = [
+    path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != LAZY and not path.is_relative_to(PACKAGE / "d2")
+]
+ALLOWED = sys.stdlib_module_names | {"torch", "timm", "comer_d2"}
+
+WITHOUT_DETECTRON2 = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"detectron2", "fvcore", "iopath", "omegaconf", "pycocotools"}:
+            raise ImportError(f"{name} is blocked in this test")
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def run_without_detectron2(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_DETECTRON2 + code],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGE.parent,
+        timeout=300,
+    )
+
+
+def imported_names(tree: ast.AST) -> set[str]:
+    """Full names of the modules a source file imports, at any depth (relative imports stay in their package)."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f".{node.module or ''}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_core_source_imports_torch_and_timm_only(path: Path) -> None:
+    names = imported_names(ast.parse(path.read_text(encoding="utf-8")))
+    absolute = {name for name in names if not name.startswith(".")}
+    assert {name.partition(".")[0] for name in absolute} <= ALLOWED
+    assert not {name for name in names if name.startswith(("comer_d2.d2", ".d2"))}
+
+
+def test_core_imports_and_runs_without_detectron2() -> None:
+    result = run_without_detectron2(
+        """
+import importlib, pkgutil, torch
+import comer_d2, comer_d2.ops
+
+names = ["comer_d2"]
+for found in pkgutil.walk_packages(comer_d2.__path__, "comer_d2.", onerror=lambda name: None):
+    if found.name.split(".")[1] != "d2":
+        importlib.import_module(found.name)
+        names.append(found.name)
+assert {"comer_d2.network.vit_comer", "comer_d2.weights", "comer_d2.ops"} <= set(names), names
+assert "detectron2" not in sys.modules
+
+net = comer_d2.ViTCoMer(
+    embed_dim=24, depth=4, num_heads=2, deform_num_heads=2, window_size=0, stem_width=8,
+    interaction_indexes=((0, 1), (2, 3)), pretrain_img_size=32,
+)
+assert type(net).__name__ == "ViTCoMerNet", type(net)
+with torch.no_grad():
+    out = net.eval()(torch.randn(1, 3, 64, 96))
+print({name: tuple(level.shape) for name, level in out.items()})
+"""
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().splitlines()[-1] == str(
+        {
+            "res2": (1, 24, 16, 24),
+            "res3": (1, 24, 8, 12),
+            "res4": (1, 24, 4, 6),
+            "res5": (1, 24, 2, 3),
+        }
+    )
+
+
+def test_what_needs_detectron2_says_so_in_one_line() -> None:
+    result = run_without_detectron2("import comer_d2.d2")
+    assert result.returncode != 0
+    last = result.stderr.strip().splitlines()[-1]
+    assert "Detectron2" in last
+    assert "make install" in last
+
+
+def test_training_script_says_so_in_one_line() -> None:
+    root = PACKAGE.parent
+    result = run_without_detectron2(
+        f"""
+import runpy
+sys.path.insert(0, {str(root)!r})
+sys.argv = ["train_net.py", "--help"]
+runpy.run_path({str(root / "train_net.py")!r}, run_name="__main__")
+"""
+    )
+    assert result.returncode != 0
+    last = result.stderr.strip().splitlines()[-1]
+    assert "Detectron2" in last
+    assert "make install" in last
