@@ -165,6 +165,10 @@ def pip_install(*arguments: str, **env: str) -> None:
     run([*pip, "--no-build-isolation", "-c", str(pinned), *arguments], **env)
 
 
+def announce_compiling() -> None:
+    print("compiling, takes minutes ... ", end="", flush=True)
+
+
 def install_torch() -> str:
     """torch and torchvision, if either is missing."""
     importlib.invalidate_caches()
@@ -201,6 +205,7 @@ def install_package() -> str:
         compilers = ("c++", "g++", "clang++", "cl")
         if not os.environ.get("CXX") and not any(map(shutil.which, compilers)):
             raise StepError("no C++ compiler found")
+        announce_compiling()
         pip_install("-e", ".")
     except StepError as error:
         # Slow but complete: the operator has a plain PyTorch form.
@@ -220,6 +225,7 @@ def install_detectron2() -> str:
     except StepError:
         pass
     try:
+        announce_compiling()
         pip_install(DETECTRON2)
         return python(imports)
     except StepError as error:
@@ -251,8 +257,8 @@ def check() -> str:
 STEPS: tuple[tuple[str, Callable[[], str], bool], ...] = (
     ("torch and torchvision", install_torch, True),
     ("build tools", install_build_tools, True),
-    ("comer_d2 (compiles for some minutes)", install_package, True),
-    ("Detectron2 (compiles for some minutes)", install_detectron2, False),
+    ("comer_d2 and its operator", install_package, True),
+    ("Detectron2", install_detectron2, False),
     ("tools of quickstart and tests", install_extras, False),
     ("check", check, True),
 )
@@ -265,7 +271,7 @@ def main() -> int:
     print(f"Preparing {sys.executable} (log: {LOG.relative_to(ROOT)})")
     missing: list[str] = []
     for number, (title, step, core) in enumerate(STEPS, 1):
-        print(f"[{number}/{len(STEPS)}] {title:<40} ", end="", flush=True)
+        print(f"[{number}/{len(STEPS)}] {title:<30} ", end="", flush=True)
         began = time.monotonic()
         try:
             print(f"{step()} ({time.monotonic() - began:.0f} s)")
