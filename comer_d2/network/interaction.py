@@ -1,0 +1,298 @@
+"""One interaction: MRFP, CTI to V, ViT blocks, CTI to C."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .deform_attn import MSDeformAttn
+from .levels import Geometry, Levels, map_to_tokens
+from .vit import LAYER_NORM_EPS
+
+NUM_LEVELS = 3
+
+
+class MRFP(nn.Module):
+    """Multi-Receptive Field Feature Pyramid: depthwise convolutions of several sizes on every level.
+
+    Source: Sec. 3.2 of arXiv 2403.07392. As in the released models, and unlike the paper, each
+    level has a normalisation and a GELU of its own after its convolutions, and there is no
+    residual.
+
+    Args:
+        dim: channels D of a token.
+        hidden_dim: channels between the two linear layers.
+        kernel_sizes: odd sides of the kernels; each gets an equal share of ``hidden_dim``.
+        norm_layer: channels -> normalisation module.
+
+    Raises:
+        ValueError: if ``hidden_dim`` cannot be shared equally, or a kernel size is even.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        kernel_sizes: Sequence[int],
+        norm_layer: Callable[[int], nn.Module],
+    ) -> None:
+        super().__init__()
+        share, rest = divmod(hidden_dim, len(kernel_sizes))
+        if rest or not share:
+            raise ValueError(
+                f"MRFP's {hidden_dim} hidden channels must be a multiple of its "
+                f"{len(kernel_sizes)} kernel sizes {tuple(kernel_sizes)}: change mrfp_ratio or "
+                "mrfp_kernel_sizes"
+            )
+        if any(k % 2 == 0 for k in kernel_sizes):
+            raise ValueError(f"mrfp_kernel_sizes must be odd, got {tuple(kernel_sizes)}")
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.convs = nn.ModuleList(
+            nn.ModuleList(
+                nn.Conv2d(share, share, k, padding=k // 2, groups=share) for k in kernel_sizes
+            )
+            for _ in range(NUM_LEVELS)
+        )
+        self.norms = nn.ModuleList(norm_layer(hidden_dim) for _ in range(NUM_LEVELS))
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, c: Tensor, levels: Levels) -> Tensor:
+        """CNN tokens (B, S, D) -> (B, S, D)."""
+        maps = []
+        for x, convs, norm in zip(
+            levels.maps(self.fc1(c)), self.convs, self.norms, strict=True
+        ):
+            parts = x.chunk(len(convs), dim=1)
+            x = torch.cat([conv(part) for conv, part in zip(convs, parts, strict=True)], dim=1)
+            maps.append(F.gelu(norm(x)))
+        return self.fc2(F.gelu(levels.merge(maps)))
+
+
+class ConvFFN(nn.Module):
+    """A feed-forward network with one depthwise 3x3 convolution, shared by the levels.
+
+    Args:
+        dim: channels D of a token.
+        hidden_dim: channels between the two linear layers.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, c: Tensor, levels: Levels) -> Tensor:
+        """CNN tokens (B, S, D) -> (B, S, D)."""
+        x = levels.merge([self.dwconv(x) for x in levels.maps(self.fc1(c))])
+        return self.fc2(F.gelu(x))
+
+
+class FFNBranch(nn.Module):
+    """The residual branch ``c + drop_path(ConvFFN(LN(c)))``.
+
+    Args:
+        dim: channels D of a token.
+        hidden_dim: hidden channels of the ConvFFN.
+        drop_path: probability of dropping the branch, per sample.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm = layer_norm(dim)
+        self.ffn = ConvFFN(dim, hidden_dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, c: Tensor, levels: Levels) -> Tensor:
+        """CNN tokens (B, S, D) -> (B, S, D)."""
+        return c + self.drop_path(self.ffn(self.norm(c), levels))
+
+
+class CTIToV(nn.Module):
+    """CNN-Transformer bidirectional fusion, CNN to ViT.
+
+    The CNN tokens attend to themselves across levels; all levels are then brought to the ViT's
+    map and added to the ViT tokens through a gate.
+
+    Source: Sec. 3.3 of arXiv 2403.07392. As in the released models, the ViT tokens stay in the CNN
+    tokens' stride-16 level afterwards.
+
+    Args:
+        dim: channels D of a token.
+        attn: the deformable attention.
+        ffn: the residual branch after it.
+        gate_init: initial value of the gate; 0 leaves the pretrained ViT untouched at the start.
+    """
+
+    def __init__(self, dim: int, attn: MSDeformAttn, ffn: FFNBranch, gate_init: float) -> None:
+        super().__init__()
+        self.query_norm = layer_norm(dim)
+        self.feat_norm = layer_norm(dim)
+        self.attn = attn
+        self.ffn = ffn
+        self.gamma = nn.Parameter(torch.full((dim,), float(gate_init)))
+
+    def forward(
+        self, x: Tensor, c: Tensor, levels: Levels, geometry: Geometry
+    ) -> Tensor:
+        """ViT tokens x (B, H*W, D) and CNN tokens c (B, S, D), x added -> new x (B, H*W, D)."""
+        o = self.attn(self.query_norm(c), self.feat_norm(c), geometry)
+        o = self.ffn(o, levels)
+        fine, middle, coarse = levels.maps(o)
+        coarse = F.interpolate(
+            coarse, size=middle.shape[-2:], mode="bilinear", align_corners=False
+        )
+        fused = F.avg_pool2d(fine, 2) + middle + coarse
+        return x + self.gamma * map_to_tokens(fused)
+
+
+class FeatureInteraction(nn.Module):
+    """The CNN tokens attend to themselves across levels, then go through a feed-forward branch.
+
+    As in the released models the residual is around the *normed* tokens, and two norms follow each
+    other.
+
+    Args:
+        dim: channels D of a token.
+        attn: the deformable attention.
+        ffn: the residual branch after it.
+    """
+
+    def __init__(self, dim: int, attn: MSDeformAttn, ffn: FFNBranch) -> None:
+        super().__init__()
+        self.outer_query_norm = layer_norm(dim)
+        self.outer_feat_norm = layer_norm(dim)
+        self.query_norm = layer_norm(dim)
+        self.feat_norm = layer_norm(dim)
+        self.attn = attn
+        self.ffn = ffn
+
+    def forward(self, c: Tensor, levels: Levels, geometry: Geometry) -> Tensor:
+        """CNN tokens (B, S, D) -> (B, S, D)."""
+        query = self.outer_query_norm(c)
+        feat = self.outer_feat_norm(c)
+        c = query + self.attn(self.query_norm(query), self.feat_norm(feat), geometry)
+        return self.ffn(c, levels)
+
+
+class CTIToC(nn.Module):
+    """CNN-Transformer bidirectional fusion, ViT to CNN.
+
+    Source: Sec. 3.3 of arXiv 2403.07392. The blocks that the released models append to the last
+    interaction (not in the paper's figure) have another feed-forward branch in front.
+
+    Args:
+        ffn: the feed-forward branch in front, if any.
+        feature_interaction: the CNN tokens' attention to themselves, if any.
+    """
+
+    def __init__(
+        self, ffn: FFNBranch | None, feature_interaction: FeatureInteraction | None
+    ) -> None:
+        super().__init__()
+        self.ffn = ffn
+        self.feature_interaction = feature_interaction
+
+    def forward(
+        self, c: Tensor, x: Tensor, levels: Levels, geometry: Geometry
+    ) -> Tensor:
+        """CNN tokens c (B, S, D) and ViT tokens x (B, H*W, D) -> new c (B, S, D)."""
+        c = levels.add_vit(c, x)
+        if self.ffn is not None:
+            c = self.ffn(c, levels)
+        if self.feature_interaction is not None:
+            c = self.feature_interaction(c, levels, geometry)
+        return c
+
+
+class Interaction(nn.Module):
+    """What surrounds the ViT blocks of one stage.
+
+    Source: Figure 3 of arXiv 2403.07392.
+
+    Args:
+        mrfp: the multi-receptive field pyramid, if any.
+        cti_to_v: CNN to ViT, before the blocks, if any.
+        cti_to_c: ViT to CNN, after the blocks, if any.
+        extra_cti: further CTI-to-C blocks in sequence; may be empty.
+        use_act_checkpoint: recompute activations in the backward pass instead of keeping them.
+    """
+
+    def __init__(
+        self,
+        mrfp: MRFP | None,
+        cti_to_v: CTIToV | None,
+        cti_to_c: CTIToC | None,
+        extra_cti: Sequence[CTIToC] = (),
+        use_act_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.mrfp = mrfp
+        self.cti_to_v = cti_to_v
+        self.cti_to_c = cti_to_c
+        self.extra_cti = nn.ModuleList(extra_cti)
+        self.use_act_checkpoint = use_act_checkpoint
+
+    def forward(
+        self,
+        x: Tensor,
+        c: Tensor,
+        blocks: Sequence[nn.Module],
+        levels: Levels,
+        geometry: Geometry,
+    ) -> tuple[Tensor, Tensor]:
+        """ViT tokens x (B, H*W, D), CNN tokens c (B, S, D) -> new x, new c of the same shapes."""
+        if self.mrfp is not None:
+            c = self.run(self.mrfp, c, levels)
+        if self.cti_to_v is not None:
+            c = levels.add_vit(c, x)
+            x = self.run(self.cti_to_v, x, c, levels, geometry)
+        height, width = levels.spatial_shapes[1]
+        for block in blocks:
+            x = self.run(block, x, height, width)
+        if self.cti_to_c is not None:
+            c = self.run(self.cti_to_c, c, x, levels, geometry)
+        for cti in self.extra_cti:
+            c = self.run(cti, c, x, levels, geometry)
+        return x, c
+
+    def run(self, module: nn.Module, *inputs: object) -> Tensor:
+        """Calls a module, under activation checkpointing if that is on and gradients are needed."""
+        if not (self.use_act_checkpoint and torch.is_grad_enabled()):
+            return module(*inputs)
+
+        def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+            return nullcontext(), frozen_running_statistics(module)
+
+        return checkpoint(module, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
+    """Keeps a recomputed forward from moving batch-norm statistics a second time.
+
+    Args:
+        module: whose batch norms hold still while the context is open.
+    """
+    norms = [
+        m
+        for m in module.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
+    before = [(m.momentum, m.num_batches_tracked) for m in norms]
+    for m in norms:
+        m.momentum = 0.0
+        m.num_batches_tracked = m.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for m, (momentum, tracked) in zip(norms, before, strict=True):
+            m.momentum, m.num_batches_tracked = momentum, tracked
+
+
+def layer_norm(dim: int) -> nn.LayerNorm:
+    return nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
