@@ -1,0 +1,1 @@
+"""Datasets: the quickstart's digits, and COCO-format data of the user's own."""
