@@ -219,15 +219,16 @@ def install_package() -> str:
 
 def install_detectron2() -> str:
     """Detectron2, unless one imports."""
-    imports = "import detectron2; print('found in', list(detectron2.__path__)[0])"
+    version = "from detectron2 import __version__; print(__version__)"
     try:
-        return python(imports)
+        return python(version)
     except StepError:
-        pass
-    try:
         announce_compiling()
-        pip_install(DETECTRON2)
-        return python(imports)
+    try:
+        # Where one is installed but does not import, pip would count it as satisfied.
+        broken = installed_version("detectron2") is not None
+        pip_install(*(["--force-reinstall", "--no-deps"] if broken else []), DETECTRON2)
+        return python(version)
     except StepError as error:
         raise StepError(
             f"Detectron2 could not be installed ({error}): the core works, but training, configs and the "
