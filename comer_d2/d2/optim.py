@@ -1,0 +1,75 @@
+"""Learning rate and weight decay of every parameter."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
+from detectron2.solver.build import reduce_param_groups
+from torch import nn
+
+VIT_BLOCK = re.compile(r"^backbone(?:\..*?)?\.blocks\.(\d+)\.")
+
+
+def get_param_groups(
+    model: nn.Module,
+    base_lr: float,
+    weight_decay: float,
+    lr_decay_rate: float = 1.0,
+    no_decay: Sequence[str] = ("pos_embed",),
+) -> list[dict[str, Any]]:
+    """Sorts a detector's parameters into optimizer groups.
+
+    Learning rate: with ``n`` ViT blocks, block ``i`` gets ``base_lr * lr_decay_rate**(n - i)``, the
+    patch and position embedding ``base_lr * lr_decay_rate**(n + 1)``, and everything else, which is
+    the whole of CoMer and the heads, ``base_lr``. The rule is Detectron2's; ``n`` is counted here.
+
+    Weight decay: none on tensors with one dimension, which are biases, the weights of norms, layer
+    scales and the gates of CTI to V. (Detectron2's ``get_default_optimizer_params`` goes by the type
+    of the module and misses its own LayerNorm and scales outside norms.) None on ``no_decay``.
+
+    By default the position table is not decayed, as in ViTDet. The released ViT-CoMer recipes for
+    sizes S and B mean that too but ask for the name without its ``backbone.``; the difference is
+    nothing: at the table's learning rate, 0.70**13 of 1e-4, a 1x schedule would decay it by 0.3 %.
+    ``level_embed`` is decayed, as in those recipes, which leave out nothing else that has two
+    dimensions: it starts at N(0, 1), not from pretraining, and has the full learning rate, so there
+    it matters (a quarter over a 1x schedule).
+
+    Args:
+        model: a model whose ViT is under ``backbone``, directly or in an FPN.
+        base_lr: learning rate of the heads.
+        weight_decay: of everything that is decayed.
+        lr_decay_rate: ratio of the learning rates of two consecutive blocks, in (0, 1]; 1 for none.
+        no_decay: last parts of the names of parameters that are not decayed.
+
+    Returns:
+        Groups for a torch optimizer, one for each pair of ``lr`` and ``weight_decay``; parameters
+        that do not require a gradient are in none.
+
+    Raises:
+        ValueError: if ``lr_decay_rate`` is not in (0, 1], or below 1 with no ViT blocks to decay.
+    """
+    num_layers = 1 + max(
+        (int(match[1]) for name, _ in model.named_parameters() if (match := VIT_BLOCK.match(name))),
+        default=-1,
+    )
+    if not 0 < lr_decay_rate <= 1:
+        raise ValueError(f"lr_decay_rate must be in (0, 1], got {lr_decay_rate}")
+    if num_layers == 0 and lr_decay_rate != 1:
+        raise ValueError(
+            f"lr_decay_rate is {lr_decay_rate}, but {type(model).__name__} has no parameters named "
+            "backbone.*.blocks.<i>.*: pass the unwrapped model, or set lr_decay_rate to 1"
+        )
+    groups = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decayed = parameter.ndim > 1 and name.split(".")[-1] not in no_decay
+        groups.append(
+            {
+                "params": [parameter],
+                "lr": base_lr * get_vit_lr_decay_rate(name, lr_decay_rate, num_layers),
+                "weight_decay": weight_decay if decayed else 0.0,
+            }
+        )
+    return reduce_param_groups(groups)

@@ -1,0 +1,23 @@
+"""COCO as ViTDet trains: flip, scale jitter of 0.1 to 2.0, a 1024 crop, batch 64; test at 1024."""
+
+import detectron2.data.transforms as T
+from detectron2 import model_zoo
+from detectron2.config import LazyCall as L
+
+IMAGE_SIZE = 1024  # pixels
+
+dataloader = model_zoo.get_config("common/data/coco.py").dataloader
+dataloader.train.mapper.augmentations = [
+    L(T.RandomFlip)(horizontal=True),
+    L(T.ResizeScale)(
+        min_scale=0.1, max_scale=2.0, target_height=IMAGE_SIZE, target_width=IMAGE_SIZE
+    ),
+    # No padding here: the model pads to its square_pad, and then with the mean colour.
+    L(T.FixedSizeCrop)(crop_size=(IMAGE_SIZE, IMAGE_SIZE), pad=False),
+]
+dataloader.train.mapper.recompute_boxes = True  # from the cropped masks
+dataloader.train.mapper.image_format = "RGB"
+dataloader.train.total_batch_size = 64
+dataloader.test.mapper.augmentations = [
+    L(T.ResizeShortestEdge)(short_edge_length=IMAGE_SIZE, max_size=IMAGE_SIZE),
+]
