@@ -1,7 +1,19 @@
-"""Multi-scale deformable attention: the compiled op and its plain PyTorch meaning."""
+"""Multi-scale deformable attention: the compiled operator and its plain PyTorch meaning."""
 
+from .ms_deform_attn import (
+    OperatorWarning,
+    cpu_capability,
+    library_status,
+    ms_deform_attn,
+    ms_deform_attn_from_tensors,
+)
 from .reference import ms_deform_attn_reference
 
-ms_deform_attn = ms_deform_attn_reference
-
-__all__ = ["ms_deform_attn", "ms_deform_attn_reference"]
+__all__ = [
+    "OperatorWarning",
+    "cpu_capability",
+    "library_status",
+    "ms_deform_attn",
+    "ms_deform_attn_from_tensors",
+    "ms_deform_attn_reference",
+]

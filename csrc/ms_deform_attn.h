@@ -1,0 +1,276 @@
+// What the CPU and the CUDA kernels of multi-scale deformable attention share: the checks of the
+// arguments, the sizes of a call, and the arithmetic of one bilinear sample.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#if defined(__CUDACC__)
+#define COMER_D2_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define COMER_D2_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+// Own macro: torch's own error-check macros are named differently from version to version.
+#define COMER_D2_CHECK(condition, ...)                                \
+  do {                                                                \
+    if (!(condition)) {                                               \
+      throw std::invalid_argument(::comer_d2::concat(__VA_ARGS__));   \
+    }                                                                 \
+  } while (false)
+
+namespace comer_d2 {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Raised whenever a schema or its meaning changes, so that Python can refuse a stale binary.
+constexpr int kOpVersion = 1;
+
+// float32 holds every integer up to here, so pixel coordinates of such a level are exact.
+constexpr int64_t kMaxLevelSide = int64_t{1} << 24;
+constexpr int64_t kMaxInt32 = (int64_t{1} << 31) - 1;
+
+template <typename... Parts>
+std::string concat(const Parts&... parts) {
+  std::ostringstream stream;
+  (stream << ... << parts);
+  return stream.str();
+}
+
+inline std::string shape_of(const Tensor& tensor) {
+  std::ostringstream stream;
+  stream << '(';
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    stream << (i ? ", " : "") << tensor.size(i);
+  }
+  stream << ')';
+  return stream.str();
+}
+
+// One level of the value: rows of `width` pixels, the first at pixel `start`.
+struct Level {
+  int32_t height, width, start;
+};
+
+// N batches, S pixels, M heads, D channels a head, Q queries, L levels, P points.
+struct Sizes {
+  int64_t batch, pixels, heads, channels, queries, num_levels, points;
+  std::vector<Level> levels;
+
+  int64_t samples_per_head() const { return num_levels * points; }
+  int64_t samples_per_query() const { return heads * num_levels * points; }
+  bool empty() const {
+    return batch == 0 || queries == 0 || heads == 0 || channels == 0 || pixels == 0 ||
+        samples_per_head() == 0;
+  }
+};
+
+// ---------------------------------------------------------------------------------------------
+// Checks
+
+inline void check_dims(const Tensor& tensor, const char* name, int64_t dims, const char* wanted) {
+  COMER_D2_CHECK(
+      tensor.dim() == dims, name, " must have shape ", wanted, ", got ", shape_of(tensor));
+}
+
+inline void check_device(const Tensor& tensor, const char* name, const Tensor& value) {
+  COMER_D2_CHECK(
+      tensor.is_cpu() == value.is_cpu() &&
+          (value.is_cpu() || tensor.get_device_index() == value.get_device_index()),
+      name, " must be on the device of value");
+}
+
+inline bool is_half(ScalarType type) {
+  return type == ScalarType::Half || type == ScalarType::BFloat16;
+}
+
+inline void check_value_type(const Tensor& value) {
+  const ScalarType type = value.scalar_type();
+  COMER_D2_CHECK(
+      type == ScalarType::Double || type == ScalarType::Float || is_half(type),
+      "value must be float64, float32, float16 or bfloat16, got ",
+      torch::headeronly::toString(type));
+}
+
+// Locations and weights have value's type, or stay in float32 beside a half type: a bfloat16
+// location on a level 128 pixels wide is off by up to half a pixel.
+inline void check_geometry_type(const Tensor& tensor, const char* name, const Tensor& value) {
+  const ScalarType type = tensor.scalar_type();
+  COMER_D2_CHECK(
+      type == value.scalar_type() || (type == ScalarType::Float && is_half(value.scalar_type())),
+      name, " must have value's dtype (", torch::headeronly::toString(value.scalar_type()),
+      ") or float32 beside a half type, got ", torch::headeronly::toString(type));
+}
+
+// The levels of a flat (H0, W0, H1, W1, ...) list, which must cover the value's S pixels.
+inline void read_levels(Sizes& sizes, const std::vector<int64_t>& spatial_shapes, const Tensor& value) {
+  COMER_D2_CHECK(
+      spatial_shapes.size() % 2 == 0, "spatial_shapes must hold pairs (H, W), got ",
+      spatial_shapes.size(), " numbers");
+  int64_t start = 0;
+  std::ostringstream listed;
+  for (size_t i = 0; i < spatial_shapes.size(); i += 2) {
+    const int64_t height = spatial_shapes[i], width = spatial_shapes[i + 1];
+    listed << (i ? ", " : "") << '(' << height << ", " << width << ')';
+    COMER_D2_CHECK(
+        height >= 0 && width >= 0 && height <= kMaxLevelSide && width <= kMaxLevelSide,
+        "spatial_shapes must hold sizes between 0 and ", kMaxLevelSide, ", got (", height, ", ",
+        width, ")");
+    sizes.levels.push_back(
+        {static_cast<int32_t>(height), static_cast<int32_t>(width), static_cast<int32_t>(start)});
+    start += height * width;
+    COMER_D2_CHECK(
+        start <= kMaxInt32, "spatial_shapes must cover fewer than 2**31 pixels, got ", start);
+  }
+  COMER_D2_CHECK(
+      start == sizes.pixels, "spatial_shapes [", listed.str(), "] cover ", start,
+      " pixels, but value of shape ", shape_of(value), " has ", sizes.pixels);
+  sizes.num_levels = static_cast<int64_t>(sizes.levels.size());
+}
+
+inline Sizes check_value(const Tensor& value, const std::vector<int64_t>& spatial_shapes) {
+  check_dims(value, "value", 4, "(N, S, M, D)");
+  check_value_type(value);
+  Sizes sizes{};
+  sizes.batch = value.size(0);
+  sizes.pixels = value.size(1);
+  sizes.heads = value.size(2);
+  sizes.channels = value.size(3);
+  read_levels(sizes, spatial_shapes, value);
+  return sizes;
+}
+
+inline Sizes check_arguments(
+    const Tensor& value,
+    const std::vector<int64_t>& spatial_shapes,
+    const Tensor& sampling_locations,
+    const Tensor& attention_weights) {
+  Sizes sizes = check_value(value, spatial_shapes);
+  check_dims(sampling_locations, "sampling_locations", 6, "(N, Q, M, L, P, 2)");
+  check_dims(attention_weights, "attention_weights", 5, "(N, Q, M, L, P)");
+  check_geometry_type(sampling_locations, "sampling_locations", value);
+  check_geometry_type(attention_weights, "attention_weights", value);
+  COMER_D2_CHECK(
+      sampling_locations.scalar_type() == attention_weights.scalar_type(),
+      "attention_weights must have the dtype of sampling_locations");
+  check_device(sampling_locations, "sampling_locations", value);
+  check_device(attention_weights, "attention_weights", value);
+  sizes.queries = sampling_locations.size(1);
+  sizes.points = sampling_locations.size(4);
+  COMER_D2_CHECK(
+      sampling_locations.size(0) == sizes.batch && sampling_locations.size(2) == sizes.heads &&
+          sampling_locations.size(3) == sizes.num_levels && sampling_locations.size(5) == 2,
+      "sampling_locations must have shape (N, Q, M, L, P, 2) with N, M of value ", shape_of(value),
+      " and L = ", sizes.num_levels, " levels, got ", shape_of(sampling_locations));
+  bool same = true;
+  for (int64_t i = 0; i < 5; ++i) {
+    same = same && attention_weights.size(i) == sampling_locations.size(i);
+  }
+  COMER_D2_CHECK(
+      same, "attention_weights must have the shape of sampling_locations ",
+      shape_of(sampling_locations), " without the last 2, got ", shape_of(attention_weights));
+  return sizes;
+}
+
+inline void check_grad_output(const Tensor& grad_output, const Tensor& value, const Sizes& sizes) {
+  check_dims(grad_output, "grad_output", 3, "(N, Q, M * D)");
+  COMER_D2_CHECK(
+      grad_output.scalar_type() == value.scalar_type(), "grad_output must have value's dtype");
+  check_device(grad_output, "grad_output", value);
+  COMER_D2_CHECK(
+      grad_output.size(0) == sizes.batch && grad_output.size(1) == sizes.queries &&
+          grad_output.size(2) == sizes.heads * sizes.channels,
+      "grad_output must have shape (", sizes.batch, ", ", sizes.queries, ", ",
+      sizes.heads * sizes.channels, "), got ", shape_of(grad_output));
+}
+
+// ---------------------------------------------------------------------------------------------
+// One bilinear sample, one axis at a time
+
+// The two pixels that a coordinate lies between along one axis. Outside the level the weights and
+// slopes are zero and the index is clamped, so that memory may be read without a branch.
+template <typename Real>
+struct AxisSample {
+  int32_t low, high;
+  Real low_weight, high_weight;
+  Real low_slope, high_slope; // derivatives of the weights by the pixel coordinate
+};
+
+// `coordinate` is in pixels with pixel centres at 0, 1, ...: location * size - 1/2.
+template <typename Real>
+COMER_D2_HOST_DEVICE AxisSample<Real> sample_axis(Real coordinate, int32_t size) {
+  // -2 and size + 1 touch no pixel. Not-a-number fails the first comparison and becomes -2.
+  const Real last = static_cast<Real>(size + 1);
+  coordinate = coordinate > Real(-2) ? coordinate : Real(-2);
+  coordinate = coordinate < last ? coordinate : last;
+  int32_t low = static_cast<int32_t>(coordinate);
+  low -= static_cast<Real>(low) > coordinate ? 1 : 0; // the cast rounds to zero, this is floor
+  const int32_t high = low + 1;
+  const Real fraction = coordinate - static_cast<Real>(low);
+  const Real low_inside = (low >= 0) & (low < size) ? Real(1) : Real(0);
+  const Real high_inside = (high >= 0) & (high < size) ? Real(1) : Real(0);
+  AxisSample<Real> sample;
+  const int32_t low_cut = low < size - 1 ? low : size - 1;
+  const int32_t high_cut = high < size - 1 ? high : size - 1;
+  sample.low = low_cut > 0 ? low_cut : 0; // the lower bound last: a level may have no pixel
+  sample.high = high_cut > 0 ? high_cut : 0;
+  sample.low_weight = low_inside * (Real(1) - fraction);
+  sample.high_weight = high_inside * fraction;
+  sample.low_slope = -low_inside;
+  sample.high_slope = high_inside;
+  return sample;
+}
+
+// Non-finite locations times a size, and infinity minus infinity, end as not-a-number or infinity,
+// which sample_axis puts outside.
+template <typename Real>
+COMER_D2_HOST_DEVICE Real pixel_coordinate(Real location, int32_t size) {
+  return location * static_cast<Real>(size) - Real(0.5);
+}
+
+// Pixels of the value (row of (S, D)) at the four corners and their weights.
+template <typename Real>
+struct Corners {
+  int32_t pixel[4];
+  Real weight[4];
+};
+
+template <typename Real>
+COMER_D2_HOST_DEVICE Corners<Real> corners(
+    const AxisSample<Real>& x, const AxisSample<Real>& y, int32_t width, int32_t start) {
+  const int32_t low_row = start + y.low * width, high_row = start + y.high * width;
+  return {
+      {low_row + x.low, low_row + x.high, high_row + x.low, high_row + x.high},
+      {y.low_weight * x.low_weight, y.low_weight * x.high_weight, y.high_weight * x.low_weight,
+       y.high_weight * x.high_weight}};
+}
+
+// Derivatives of one sample by its pixel coordinates (times 1 / attention weight) and by its
+// attention weight, from the dot products of its corners with the output's gradient.
+template <typename Real>
+struct SampleGrad {
+  Real x, y, attention;
+};
+
+template <typename Real>
+COMER_D2_HOST_DEVICE SampleGrad<Real> sample_grad(
+    const AxisSample<Real>& x, const AxisSample<Real>& y, Real dot0, Real dot1, Real dot2,
+    Real dot3) {
+  SampleGrad<Real> grad;
+  grad.x = y.low_weight * (x.low_slope * dot0 + x.high_slope * dot1) +
+      y.high_weight * (x.low_slope * dot2 + x.high_slope * dot3);
+  grad.y = x.low_weight * (y.low_slope * dot0 + y.high_slope * dot2) +
+      x.high_weight * (y.low_slope * dot1 + y.high_slope * dot3);
+  grad.attention = y.low_weight * (x.low_weight * dot0 + x.high_weight * dot1) +
+      y.high_weight * (x.low_weight * dot2 + x.high_weight * dot3);
+  return grad;
+}
+
+} // namespace comer_d2
