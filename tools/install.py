@@ -28,8 +28,6 @@ STAMP = ROOT / "build" / "install-stamp.json"
 TORCH = ("torch", "torchvision")
 # setuptools: editable installs need 64 or newer, Detectron2's model_zoo needs pkg_resources, which 81 dropped.
 BUILD_TOOLS = ("setuptools>=64,<81", "wheel", "ninja")
-# For `make quickstart` (scikit-learn's scanned digits) and `make test lint format`.
-EXTRAS = ("scikit-learn>=1.5", "pytest>=8", "ruff>=0.15")
 # The commit every test was run with. Detectron2 makes no releases; its guide installs from the repository.
 DETECTRON2 = "git+https://github.com/facebookresearch/detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833"
 READY = "Ready: `make quickstart` trains a detector on this CPU, `make test` runs every test."
@@ -73,6 +71,7 @@ def fingerprint(root: Path, torch_version: str | None) -> dict[str, str]:
         "sources": digest.hexdigest(),
         "python": f"{sys.prefix} {sys.version}",
         "torch": str(torch_version),
+        "nvcc": str(shutil.which("nvcc")),
         **{name: os.environ.get(name, "") for name in settings},
     }
 
@@ -237,20 +236,26 @@ def install_detectron2() -> str:
 
 
 def install_extras() -> str:
-    """What the quickstart and the tests import."""
+    """What the quickstart and the tests import: the extra `test` of setup.py."""
+    extras = [
+        requirement.partition(";")[0].strip()
+        for requirement in importlib.metadata.requires("comer_d2") or []
+        if re.search(r"extra == .test.", requirement)
+    ]
     try:
-        pip_install(*EXTRAS)
+        pip_install(*extras)
     except StepError as error:
         raise StepError(
-            f"{', '.join(EXTRAS)} could not be installed ({error}): the quickstart and the tests need them."
+            f"{', '.join(extras)} could not be installed ({error}): the quickstart and the tests need them."
         ) from None
     return "present"
 
 
 def check() -> str:
-    """Import the result as a user would."""
+    """Import the result as a user would, and say what computes the operator."""
     return python(
-        "import comer_d2.ops; from importlib.metadata import version; print('comer_d2', version('comer_d2'))"
+        "import comer_d2; from comer_d2.ops import library_status; "
+        "print('comer_d2', comer_d2.__version__, *(f'| {k}: {v}' for k, v in library_status().items()))"
     )
 
 
