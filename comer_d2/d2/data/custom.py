@@ -20,6 +20,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from omegaconf import DictConfig, OmegaConf
 
+from ..engine.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val")
@@ -29,7 +31,7 @@ BOX_TOLERANCE = 1.0  # pixels a box may reach over its image's edge: tools round
 _registered: set[str] = set()  # names that came from here and may be registered again
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """A dataset that cannot be used; the message lists every problem and the file it is in."""
 
 

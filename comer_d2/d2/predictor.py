@@ -1,0 +1,151 @@
+"""Prediction on single images from a LazyConfig and a checkpoint."""
+
+import os
+from collections.abc import Sequence
+
+import detectron2.data.transforms as T
+import numpy as np
+import torch
+from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.detection_utils import annotations_to_instances, read_image
+from detectron2.structures import BoxMode, Instances
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from tqdm import tqdm
+
+from .data.custom import resolve_dataset
+from .drawing import draw_instances
+from .engine.checkpoint import load_weights, read_checkpoint
+from .engine.config import settle_device
+
+
+class Predictor:
+    """A detector that takes one image at a time, prepared as the config's test data is.
+
+    Args:
+        cfg: a whole LazyConfig: a config file of this project, or the `config.yaml` that training
+            leaves beside its checkpoints.
+        checkpoint: file with the model's weights; every parameter has to be in it.
+        device: where to run; the default is `cfg.train.device`, or the CPU without CUDA.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or its weights are not exactly this model's.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        checkpoint: str | os.PathLike,
+        *,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.class_names = class_names_of(cfg)
+        mapper = cfg.dataloader.test.mapper
+        self.image_format: str = mapper.image_format
+        self.augmentation = T.AugmentationList(list(instantiate(mapper.augmentations)))
+        if device is None:
+            settle_device(cfg.train)
+        self.device = torch.device(device or cfg.train.device)
+        self.model = instantiate(cfg.model).to(self.device).eval()
+        path = os.fspath(checkpoint)
+        load_weights(self.model, read_checkpoint(path)["model"], path)
+
+    @torch.no_grad()
+    def __call__(self, image: str | os.PathLike | np.ndarray) -> Instances:
+        """Detect the objects of one image.
+
+        Args:
+            image: path of an image file, or (h, w, 3) uint8, RGB.
+
+        Returns:
+            Instances on the CPU, in the image's own coordinates, best score first: `pred_boxes`,
+            `scores`, `pred_classes` and, from a model with masks, `pred_masks` (n, h, w) bool.
+        """
+        if not isinstance(image, np.ndarray):
+            image = read_image(os.fspath(image), format="RGB")
+        height, width = image.shape[:2]
+        if self.image_format == "BGR":
+            image = image[:, :, ::-1]
+        prepared = T.AugInput(np.ascontiguousarray(image))
+        self.augmentation(prepared)
+        tensor = torch.as_tensor(np.ascontiguousarray(prepared.image.transpose(2, 0, 1)))
+        inputs = {"image": tensor.to(self.device), "height": height, "width": width}
+        return self.model([inputs])[0]["instances"].to("cpu")
+
+
+def class_names_of(cfg: DictConfig) -> list[str]:
+    """Names of the classes that a config's model predicts.
+
+    Args:
+        cfg: a whole LazyConfig. Its `dataset`, when it has one, is resolved unless an earlier
+            training already did (then the data itself need not be here).
+
+    Returns:
+        One name per class; numbers when the test dataset has no names.
+    """
+    if "dataset" in cfg:
+        if not cfg.dataset.get("class_names"):
+            resolve_dataset(cfg)
+        return list(cfg.dataset.class_names)
+    names = OmegaConf.select(cfg, "dataloader.test.dataset.names")
+    name = names if isinstance(names, str) or names is None else names[0]
+    known = MetadataCatalog.get(name).get("thing_classes") if name else None
+    return list(known) if known else [str(i) for i in range(cfg.model.roi_heads.num_classes)]
+
+
+def confident(instances: Instances, threshold: float) -> Instances:
+    """Keep the predictions whose score is at least `threshold`."""
+    return instances[instances.scores >= threshold]
+
+
+def compare_with_ground_truth(
+    predictor: Predictor,
+    dataset_name: str,
+    *,
+    count: int,
+    threshold: float = 0.5,
+    picture_side: int = 256,
+    progress: bool = True,
+) -> list[tuple[Image.Image, Image.Image]]:
+    """Draw the first images of a registered dataset, ground truth and prediction.
+
+    Args:
+        predictor: the detector.
+        dataset_name: a name in Detectron2's catalog.
+        count: number of images.
+        threshold: predictions below this score are left out.
+        picture_side: length of the longer side of each picture, pixels.
+        progress: show a progress bar.
+
+    Returns:
+        (ground truth, prediction) of each image, for `drawing.picture_sheet`.
+    """
+    records = get_detection_dataset_dicts(dataset_name, filter_empty=False)[:count]
+    pairs = []
+    for record in tqdm(records, desc="pictures", unit="image", disable=not progress):
+        image = read_image(record["file_name"], format="RGB")
+        scale = picture_side / max(image.shape[:2])
+        found = confident(predictor(image), threshold)
+        truth = _ground_truth(record["annotations"], image.shape[:2])
+        pairs.append(
+            (
+                draw_instances(image, truth, predictor.class_names, scale=scale),
+                draw_instances(image, found, predictor.class_names, scale=scale),
+            )
+        )
+    return pairs
+
+
+def _ground_truth(annotations: Sequence[dict], size: tuple[int, int]) -> Instances:
+    """A record's annotations as Instances; masks, where there are any, as (n, h, w) bool."""
+    shown = []
+    for annotation in annotations:
+        if annotation.get("iscrowd", 0):
+            continue
+        box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        shown.append({**annotation, "bbox": box, "bbox_mode": BoxMode.XYXY_ABS})
+    truth = annotations_to_instances(shown, size, mask_format="bitmask")
+    if truth.has("gt_masks"):
+        truth.gt_masks = truth.gt_masks.tensor
+    return truth

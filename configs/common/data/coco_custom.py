@@ -1,0 +1,24 @@
+"""COCO-format data of your own: paths given once under `dataset`, classes read from the json.
+
+Augmented as coco_detr.py does; docs/DATASETS.md has a worked example.
+"""
+
+from .coco_detr import dataloader
+
+dataset = dict(
+    name="custom",  # registered as custom_train and custom_val
+    train_json="",
+    train_images="",
+    val_json="",
+    val_images="",
+    # Read from the json by comer_d2.d2.data.custom.resolve_dataset: leave them out.
+    num_classes=None,
+    class_names=None,
+    # Told with the error when a json is missing.
+    hint="",
+)
+
+dataloader.train.dataset.names = "${dataset.name}_train"
+dataloader.test.dataset.names = "${dataset.name}_val"
+# Polygons and RLE both become bitmasks; "polygon" would refuse RLE.
+dataloader.train.mapper.instance_mask_format = "bitmask"

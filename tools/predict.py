@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""Detect objects in image files: draw them, and optionally write them as COCO results."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from detectron2.data.detection_utils import read_image
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+
+from comer_d2.d2.drawing import draw_instances, save_picture
+from comer_d2.d2.engine.config import load_config
+from comer_d2.d2.engine.errors import UserError
+from comer_d2.d2.predictor import Predictor, confident
+
+SMALLEST_PICTURE = 640  # pixels: smaller images are enlarged, so that labels can be read
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-file", required=True, help="a .py config, or a run's config.yaml")
+    parser.add_argument("--checkpoint", required=True, help="a run's model_final.pth, for example")
+    parser.add_argument("--output", default="predictions", help="folder (default: %(default)s)")
+    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score that is shown")
+    parser.add_argument("--json", action="store_true", help="also write <output>/results.json")
+    parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("images", nargs="+")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    predictor = Predictor(load_config(args.config_file, args.override), args.checkpoint)
+    results = []
+    for name in args.images:
+        try:
+            image = read_image(name, format="RGB")
+        except OSError as error:
+            raise UserError(f"image {name!r} cannot be read: {error}") from error
+        found = confident(predictor(image), args.threshold)
+        results += instances_to_coco_json(found, name)
+        scale = max(1.0, SMALLEST_PICTURE / max(image.shape[:2]))
+        picture = draw_instances(image, found, predictor.class_names, scale=scale)
+        path = save_picture(picture, Path(args.output) / f"{Path(name).stem}.png")
+        classes = [predictor.class_names[label] for label in found.pred_classes.tolist()]
+        shown = ", ".join(f"{c} {s:.2f}" for c, s in zip(classes, found.scores.tolist()))
+        print(f"{name}: {shown or 'nothing'} -> {path}")
+    if args.json:
+        path = Path(args.output) / "results.json"
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(results))
+        part.replace(path)
+        print(f"{len(results)} detections -> {path} (COCO results; image_id is the file name)")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"predict.py: error: {error}")
