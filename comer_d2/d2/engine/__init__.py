@@ -1,0 +1,1 @@
+"""What train_net.py does: configs, processes, the training loop, checkpoints, evaluation."""

@@ -1,0 +1,131 @@
+"""What must be there and agree before a model is built: data, classes, checkpoints."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from .checkpoint import CheckpointFolder
+from .errors import UserError
+
+# Heads with a count of their own: semantic classes, a classifier on the backbone.
+_OTHER_CLASSES = {"backbone", "sem_seg_head"}
+
+
+def check_ready(cfg: DictConfig, *, eval_only: bool, resume: bool) -> None:
+    """Look for everything a run needs before anything is built or started.
+
+    Raises:
+        UserError: naming all data sets and files that are missing, and what to do.
+    """
+    splits = ("test",) if eval_only else ("train", "test")
+    problems = []
+    for split in splits:
+        for name in dataset_names(cfg, split):
+            problem = _missing_dataset(name, split)
+            if problem and problem not in problems:
+                problems.append(problem)
+    last = CheckpointFolder(cfg.train.output_dir).last()
+    init = cfg.train.init_checkpoint
+    if eval_only and not init and not (resume and last):
+        problems.append(
+            "no weights to evaluate: set train.init_checkpoint=PATH"
+            + ("; --resume finds no checkpoint in " + cfg.train.output_dir if resume else "")
+        )
+    if init and "://" not in init and not os.path.isfile(init):
+        problems.append(f"train.init_checkpoint='{init}' does not exist (looked in {os.getcwd()})")
+    if last and not eval_only and not resume:
+        problems.append(
+            f"train.output_dir='{cfg.train.output_dir}' holds a run already ({last}): continue it "
+            "with --resume, or choose another train.output_dir"
+        )
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def dataset_names(cfg: DictConfig, split: str) -> list[str]:
+    """The registered names that ``dataloader.{train,test}.dataset`` reads, if it is built so."""
+    dataset = OmegaConf.select(cfg, f"dataloader.{split}.dataset")
+    names = dataset.get("names") if isinstance(dataset, DictConfig) else None
+    if names is None:
+        return []
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _missing_dataset(name: str, split: str) -> str | None:
+    """Why a data set cannot be read, with what to do; None when it can."""
+    if name not in DatasetCatalog:
+        near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        return f"data set '{name}' (dataloader.{split}.dataset.names) is not registered{hint}"
+    metadata = MetadataCatalog.get(name).as_dict()
+    paths = [
+        ("annotations", metadata.get("json_file")),
+        ("images", metadata.get("image_root")),
+    ]
+    missing = [(what, path) for what, path in paths if path and not os.path.exists(path)]
+    if not missing:
+        return None
+    root = os.environ.get("DETECTRON2_DATASETS")
+    lines = [f"data set '{name}' is missing:"]
+    lines += [f"  {what}: {path} does not exist" for what, path in missing]
+    lines.append(
+        "  set the environment variable DETECTRON2_DATASETS to the folder that holds "
+        f"'{_folder_of(missing[0][1], root)}' (now: {root or 'unset, so ./datasets'}); "
+        "docs/DATASETS.md shows the layout"
+    )
+    return "\n".join(lines)
+
+
+def _folder_of(path: str, root: str | None) -> str:
+    """First folder of a built-in data set's path below the data sets' root, such as coco."""
+    inside = os.path.relpath(path, os.path.expanduser(root or "datasets"))
+    return path if inside.startswith("..") else inside.split(os.sep)[0]
+
+
+def build_dataset_users(cfg: DictConfig) -> Any:
+    """Build the training loader, which reads the data set, with one clear error if it cannot."""
+    try:
+        return instantiate(cfg.dataloader.train)
+    except (FileNotFoundError, ValueError) as e:
+        raise UserError(f"dataloader.train: {e}") from e
+
+
+def check_classes(cfg: DictConfig, split: str) -> None:
+    """Compare the classes of the data with every ``num_classes`` in the model's config.
+
+    Raises:
+        UserError: naming both counts and the key to set.
+    """
+    names = dataset_names(cfg, split)
+    classes = MetadataCatalog.get(names[0]).get("thing_classes") if names else None
+    if not classes:
+        return
+    for key, value in _class_counts(cfg.model, "model"):
+        if value != len(classes):
+            raise UserError(
+                f"data set '{names[0]}' has {len(classes)} classes, but {key} is {value}: "
+                f"set {key}={len(classes)}"
+            )
+
+
+def _class_counts(node: Any, prefix: str) -> Iterator[tuple[str, int]]:
+    """Every ``num_classes`` that is written out (not interpolated) below a config node."""
+    if isinstance(node, ListConfig):
+        for index in range(len(node)):
+            if not OmegaConf.is_interpolation(node, index):
+                yield from _class_counts(node[index], f"{prefix}.{index}")
+    elif isinstance(node, DictConfig):
+        for name in node:
+            if name in _OTHER_CLASSES or OmegaConf.is_interpolation(node, name):
+                continue
+            if name == "num_classes" and isinstance(node[name], int):
+                yield f"{prefix}.num_classes", node[name]
+            else:
+                yield from _class_counts(node[name], f"{prefix}.{name}")

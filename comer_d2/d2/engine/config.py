@@ -1,0 +1,93 @@
+"""Config file and overrides -> one checked config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import LazyConfig
+from omegaconf import DictConfig, OmegaConf
+
+from .errors import UserError
+from .overrides import apply_overrides
+
+SECTIONS = ("dataloader", "model", "train", "optimizer", "lr_multiplier")
+
+# For configs written for Detectron2's own script; configs/common/train.py explains each.
+TRAIN_DEFAULTS = {
+    "amp": {"enabled": False, "dtype": "bfloat16"},
+    "clip_grad": {"max_norm": None, "norm_type": 2.0},
+    "accumulation_steps": 1,
+    "best_checkpointer": {"metric": "bbox/AP", "mode": "max"},
+    "init_allow": [],
+    "seed": -1,
+    "cudnn_benchmark": False,
+    "float32_precision": "",
+}
+
+
+def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Read a LazyConfig file and apply overrides to it.
+
+    Args:
+        config_file: path of a ``.py`` or ``.yaml`` config with the five names of Detectron2's
+            LazyConfigs: dataloader, model, train, optimizer, lr_multiplier.
+        overrides: ``key=value`` strings, see `apply_overrides`.
+
+    Returns:
+        The config, with the keys of `TRAIN_DEFAULTS` filled in.
+
+    Raises:
+        UserError: no such file, an error in it, a missing section, or a wrong override.
+    """
+    if not config_file:
+        raise UserError("--config-file is missing")
+    if not os.path.isfile(config_file):
+        raise UserError(f"config file '{config_file}' does not exist (looked in {os.getcwd()})")
+    try:
+        cfg = LazyConfig.load(config_file)
+    except Exception as e:
+        raise UserError(f"config file '{config_file}': {type(e).__name__}: {e}") from e
+    missing = [name for name in SECTIONS if name not in cfg]
+    if missing:
+        raise UserError(
+            f"config file '{config_file}' does not define {', '.join(missing)}; "
+            f"a config has five names: {', '.join(SECTIONS)}"
+        )
+    defaults = OmegaConf.create(TRAIN_DEFAULTS, flags={"allow_objects": True})
+    cfg.train = OmegaConf.merge(defaults, cfg.train)
+    apply_overrides(cfg, overrides)
+    _check_train(cfg.train)
+    return cfg
+
+
+def settle_device(train: DictConfig) -> bool:
+    """Turn train.device into "cpu" where it is CUDA and this machine has none.
+
+    Returns:
+        Whether it was changed.
+    """
+    try:
+        kind = torch.device(train.device).type
+    except (RuntimeError, TypeError) as e:
+        raise UserError(f"train.device={train.device!r} is no device; use cuda or cpu") from e
+    if kind not in ("cpu", "cuda"):
+        raise UserError(f"train.device={train.device!r} is not supported; use cuda or cpu")
+    if kind == "cpu" or torch.cuda.is_available():
+        return False
+    train.device = "cpu"
+    return True
+
+
+def _check_train(train: DictConfig) -> None:
+    if train.amp.dtype not in ("bfloat16", "float16"):
+        raise UserError(f"train.amp.dtype={train.amp.dtype!r}; use bfloat16 or float16")
+    if train.best_checkpointer.mode not in ("max", "min"):
+        raise UserError(f"train.best_checkpointer.mode={train.best_checkpointer.mode!r}: max or min")
+    for key in ("max_iter", "log_period", "accumulation_steps"):
+        if not isinstance(train[key], int) or train[key] < 1:
+            raise UserError(f"train.{key}={train[key]!r} must be a whole number of at least 1")
+    norm = train.clip_grad.max_norm
+    if norm is not None and not norm > 0:
+        raise UserError(f"train.clip_grad.max_norm={norm!r} must be positive, or null for none")

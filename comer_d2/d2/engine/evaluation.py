@@ -1,0 +1,52 @@
+"""Run a model over the config's test data and print Detectron2's tables."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+from detectron2.config import instantiate
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+
+from .checkpoint import write_json
+
+
+def evaluate(
+    cfg: DictConfig, model: nn.Module, iteration: int | None = None
+) -> dict[str, dict[str, float]]:
+    """Evaluate a model; all processes share the images.
+
+    Args:
+        cfg: the config; ``dataloader.test`` and ``dataloader.evaluator`` are built from it.
+        model: the bare model, on its device; it is put into eval mode and back.
+        iteration: the last finished one, for the record; None: unknown.
+
+    Returns:
+        In the main process, task -> metric -> value (percent for AP); elsewhere an empty dict. The
+        main process also writes it to ``evaluation.json`` in ``train.output_dir``.
+    """
+    if "evaluator" not in cfg.dataloader or "test" not in cfg.dataloader:
+        return {}
+    loader = instantiate(cfg.dataloader.test)
+    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+    if not comm.is_main_process():
+        return {}
+    print_csv_format(results)
+    results = {task: {k: float(v) for k, v in values.items()} for task, values in results.items()}
+    write_json(
+        os.path.join(cfg.train.output_dir, "evaluation.json"),
+        {"iteration": iteration, "results": _finite(results)},
+    )
+    return results
+
+
+def _finite(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """NaN, as Detectron2 gives where there is nothing to measure, is not JSON: null."""
+    return {
+        task: {name: v if math.isfinite(v) else None for name, v in values.items()}
+        for task, values in results.items()
+    }

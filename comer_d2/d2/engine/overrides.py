@@ -1,0 +1,160 @@
+"""Strict ``key=value`` overrides: Detectron2's own create a misspelt key without a word."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from detectron2.utils.registry import locate
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .errors import UserError
+
+# Characters that start hydra's own syntax in a value; anything else may be taken as plain text.
+_GRAMMAR = set("[]{}()'\"$")
+
+
+def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Change values of a config in place, and refuse what is not there.
+
+    Args:
+        cfg: a loaded LazyConfig.
+        overrides: ``key=value`` strings; ``a.0.b`` reaches into lists, the value follows hydra's
+            grammar (``null``, ``true``, ``[1,2]``). ``+key=value`` adds a key on purpose. A key
+            that is not written in the config is also accepted where it is a named parameter of
+            the call (``_target_``) it belongs to.
+
+    Returns:
+        The same `cfg`.
+
+    Raises:
+        UserError: a key that does not exist (with the nearest one that does), a value inside an
+            object that is no config node, or a group of keys overridden by a single value.
+    """
+    for override in overrides:
+        key, value, add = _parse(override)
+        if not add:
+            _check(cfg, key, value)
+        try:
+            OmegaConf.update(cfg, key, value, merge=True, force_add=add)
+        except (OmegaConfBaseException, ValueError, TypeError, IndexError) as e:
+            raise UserError(f"override '{override}' cannot be applied: {_first_line(e)}") from e
+    return cfg
+
+
+def _parse(override: str) -> tuple[str, Any, bool]:
+    """Split ``key=value`` into the key, the typed value, and whether it began with ``+``."""
+    if "=" not in override:
+        raise UserError(f"override '{override}' is not of the form key=value")
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as e:
+        key, value = override.split("=", 1)
+        if _GRAMMAR & set(value):
+            raise UserError(f"override '{override}' cannot be read: {_first_line(e)}") from e
+        return key.lstrip("+"), value, key.startswith("+")  # a path or address with odd characters
+    if parsed.is_delete():
+        raise UserError(f"override '{override}': deleting keys is not supported; set it to null")
+    return parsed.key_or_group, parsed.value(), parsed.is_add()
+
+
+def _check(cfg: DictConfig, key: str, value: Any) -> None:
+    """Walk down `key` and raise a UserError at the first part that is not there."""
+    node: Any = cfg
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        here = ".".join(parts[:depth])
+        if isinstance(node, ListConfig):
+            if not part.isdigit() or int(part) >= len(node):
+                raise UserError(
+                    f"override '{key}': '{here}' is a list of {len(node)}; "
+                    f"use '{here}.0' to '{here}.{len(node) - 1}', not '{part}'"
+                )
+            node = node[int(part)]
+        elif isinstance(node, DictConfig):
+            if part not in node:
+                if depth == len(parts) - 1 and part in _parameters(node):
+                    return
+                raise _unknown(cfg, key, here, part, node)
+            # An interpolation may point at what is not resolvable yet; its own text is enough.
+            node = node._get_node(part) if OmegaConf.is_interpolation(node, part) else node[part]
+        else:
+            raise UserError(
+                f"override '{key}': '{here}' is {_describe(node)}, not a group of keys, so nothing "
+                f"inside it can be overridden from the command line; change it in the config file"
+            )
+    if isinstance(node, DictConfig):
+        _check_group(cfg, key, node, value)
+
+
+def _check_group(cfg: DictConfig, key: str, node: DictConfig, value: Any) -> None:
+    """A group takes a dict of its own keys, or null; a single value would wipe it out."""
+    if value is None:
+        return
+    if not isinstance(value, dict):
+        keys = ", ".join(str(k) for k in node)
+        raise UserError(f"override '{key}={value}': '{key}' is a group of keys ({keys}); set those")
+    for inner, inner_value in value.items():
+        _check(cfg, f"{key}.{inner}", inner_value)
+
+
+def _parameters(node: DictConfig) -> list[str]:
+    """Names of the parameters of the call that a node describes; empty where it describes none."""
+    target = node.get("_target_")
+    if isinstance(target, str):
+        try:
+            target = locate(target)
+        except Exception:  # a target that cannot be imported fails later, with its own message
+            return []
+    if not callable(target):
+        return []
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters if p.kind in named]
+
+
+def _unknown(cfg: DictConfig, key: str, here: str, part: str, node: DictConfig) -> UserError:
+    siblings = [str(k) for k in node if k != "_target_"] + _parameters(node)
+    prefix = f"{here}." if here else ""
+    near = [prefix + name for name in difflib.get_close_matches(part, siblings, n=1)]
+    # A right name in the wrong place (max_iter for train.max_iter) beats a similar sibling.
+    wanted = key.split(".")[-1]
+    elsewhere = [k for k in known_keys(cfg) if k.split(".")[-1] == wanted]
+    near += sorted(elsewhere, key=len)[:1] or difflib.get_close_matches(key, known_keys(cfg), n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    names = ", ".join(dict.fromkeys(siblings))
+    where = f"'{here}' has: {names}" if here else f"the config has: {names}"
+    return UserError(
+        f"unknown key '{prefix}{part}' in override '{key}'{hint}\n  {where}\n"
+        f"  ('+{key}=...' adds a new key on purpose)"
+    )
+
+
+def known_keys(cfg: DictConfig | ListConfig, prefix: str = "") -> Iterator[str]:
+    """Every full key of a config, groups included, ``_target_`` left out."""
+    names = range(len(cfg)) if isinstance(cfg, ListConfig) else [k for k in cfg if k != "_target_"]
+    for name in names:
+        key = f"{prefix}{name}"
+        yield key
+        node = cfg._get_node(name)
+        if isinstance(node, (DictConfig, ListConfig)) and not node._is_none():
+            if not node._is_interpolation():
+                yield from known_keys(node, key + ".")
+
+
+def _describe(node: Any) -> str:
+    if isinstance(node, (str, int, float, bool, type(None))):
+        return f"the value {node!r}"
+    return f"a Python object of type {type(node).__module__}.{type(node).__qualname__}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,33 @@
+"""What every training run has: Detectron2's own keys, and this project's.
+
+Detectron2's: output_dir, init_checkpoint, max_iter, ddp, checkpointer (period, max_to_keep),
+eval_period, log_period and device ("cuda" falls back to the CPU, and says so, where there is none).
+"""
+
+from detectron2 import model_zoo
+
+train = model_zoo.get_config("common/train.py").train
+
+# Mixed precision (train.amp.enabled): "bfloat16", or "float16" with loss scaling.
+train.amp.dtype = "bfloat16"
+
+# Largest norm of all gradients together; null does not clip.
+train.clip_grad = dict(max_norm=None, norm_type=2.0)
+
+# Batches per update. Their losses are averaged and the learning rate stays what it is, so one
+# update sees dataloader.train.total_batch_size * accumulation_steps images: on a small GPU, divide
+# the first by what the second is. Iterations count updates.
+train.accumulation_steps = 1
+
+# The checkpoint that evaluated best is kept as model_best.pth; mode is "max" or "min".
+train.best_checkpointer = dict(metric="bbox/AP", mode="max")
+
+# Names (shell patterns) in init_checkpoint that may be without a place or of another shape in this
+# model, such as a classifier that is to be learnt anew: ["*.cls_score.*"]. Anything else is an error.
+train.init_allow = []
+
+# Read by Detectron2's default_setup: -1 takes a new seed for every run; "high" lets float32
+# matrix products and convolutions use TF32.
+train.seed = -1
+train.cudnn_benchmark = False
+train.float32_precision = ""

@@ -1,0 +1,25 @@
+#!/usr/bin/env python3
+"""Train or evaluate the detector that a LazyConfig describes.
+
+python train_net.py --config-file configs/COCO/mask_rcnn_comer_s_1x.py --num-gpus 8
+python train_net.py --config-file ... --eval-only train.init_checkpoint=output/model_final.pth
+
+Also under torchrun and srun. What it does is in comer_d2/d2/engine.
+"""
+
+import sys
+import warnings
+
+# Detectron2's own imports, on current setuptools and torch; nothing a user could act on.
+warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+
+try:
+    from comer_d2.d2.engine.main import main
+except ImportError as error:
+    if "detectron2" not in str(error).lower():
+        raise
+    sys.exit(f"train_net.py: error: {error}")
+
+if __name__ == "__main__":
+    sys.exit(main())
