@@ -63,9 +63,7 @@ class MRFP(nn.Module):
     def forward(self, c: Tensor, levels: Levels) -> Tensor:
         """CNN tokens (B, S, D) -> (B, S, D)."""
         maps = []
-        for x, convs, norm in zip(
-            levels.maps(self.fc1(c)), self.convs, self.norms, strict=True
-        ):
+        for x, convs, norm in zip(levels.maps(self.fc1(c)), self.convs, self.norms, strict=True):
             parts = x.chunk(len(convs), dim=1)
             x = torch.cat([conv(part) for conv, part in zip(convs, parts, strict=True)], dim=1)
             maps.append(F.gelu(norm(x)))
@@ -136,16 +134,12 @@ class CTIToV(nn.Module):
         self.ffn = ffn
         self.gamma = nn.Parameter(torch.full((dim,), float(gate_init)))
 
-    def forward(
-        self, x: Tensor, c: Tensor, levels: Levels, geometry: Geometry
-    ) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, levels: Levels, geometry: Geometry) -> Tensor:
         """ViT tokens x (B, H*W, D) and CNN tokens c (B, S, D), x added -> new x (B, H*W, D)."""
         o = self.attn(self.query_norm(c), self.feat_norm(c), geometry)
         o = self.ffn(o, levels)
         fine, middle, coarse = levels.maps(o)
-        coarse = F.interpolate(
-            coarse, size=middle.shape[-2:], mode="bilinear", align_corners=False
-        )
+        coarse = F.interpolate(coarse, size=middle.shape[-2:], mode="bilinear", align_corners=False)
         fused = F.avg_pool2d(fine, 2) + middle + coarse
         return x + self.gamma * map_to_tokens(fused)
 
@@ -197,9 +191,7 @@ class CTIToC(nn.Module):
         self.ffn = ffn
         self.feature_interaction = feature_interaction
 
-    def forward(
-        self, c: Tensor, x: Tensor, levels: Levels, geometry: Geometry
-    ) -> Tensor:
+    def forward(self, c: Tensor, x: Tensor, levels: Levels, geometry: Geometry) -> Tensor:
         """CNN tokens c (B, S, D) and ViT tokens x (B, H*W, D) -> new c (B, S, D)."""
         c = levels.add_vit(c, x)
         if self.ffn is not None:

@@ -100,9 +100,7 @@ class RelativePositionAttention(nn.Module):
         if self.q_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         attn_bias = self.relative_position_bias_table[self.relative_position_index]
-        x = attend(
-            F.linear(x, self.qkv.weight, bias), self.num_heads, attn_bias.permute(2, 0, 1)
-        )
+        x = attend(F.linear(x, self.qkv.weight, bias), self.num_heads, attn_bias.permute(2, 0, 1))
         x = window_reverse(x, height, width, self.window_size)
         return self.proj(x)
 

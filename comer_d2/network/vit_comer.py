@@ -322,7 +322,9 @@ def window_per_block(
         chosen = range(depth) if window_block_indexes is None else window_block_indexes
         outside = [i for i in chosen if not 0 <= i < depth]
         if outside:
-            raise ValueError(f"window_block_indexes {outside} are not blocks of a depth {depth} ViT")
+            raise ValueError(
+                f"window_block_indexes {outside} are not blocks of a depth {depth} ViT"
+            )
         return [window_size if i in chosen else 0 for i in range(depth)]
     if len(window_size) != depth:
         raise ValueError(f"window_size names {len(window_size)} blocks, but depth is {depth}")

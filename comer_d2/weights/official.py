@@ -27,7 +27,10 @@ RENAMES: tuple[tuple[str, str], ...] = (
     (r"\.mrfp\.dwconv\.bn([123])\.", lambda m: f".mrfp.norms.{int(m[1]) - 1}."),
     # Interactions.
     (r"\.(cti_toc|extra_CTIs\.\d+)\.cfinter\.", r".\1.feature_interaction."),
-    (r"\.(cti_toc|extra_CTIs\.\d+)\.(query|feat)_norm\.", r".\1.feature_interaction.outer_\2_norm."),
+    (
+        r"\.(cti_toc|extra_CTIs\.\d+)\.(query|feat)_norm\.",
+        r".\1.feature_interaction.outer_\2_norm.",
+    ),
     (r"\.ffn_norm\.", ".ffn.norm."),
     (r"\.ffn\.dwconv\.dwconv\.", ".ffn.ffn.dwconv."),
     (r"\.ffn\.(fc[12])\.", r".ffn.ffn.\1."),
