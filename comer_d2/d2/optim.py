@@ -25,7 +25,7 @@ def get_param_groups(
     the whole of CoMer and the heads, ``base_lr``. The rule is Detectron2's; ``n`` is counted here.
 
     Weight decay: none on tensors with one dimension, which are biases, the weights of norms, layer
-    scales and the gates of CTI to V. (Detectron2's ``get_default_optimizer_params`` goes by the type
+    scales and gates of CTI to V. (Detectron2's ``get_default_optimizer_params`` goes by the type
     of the module and misses its own LayerNorm and scales outside norms.) None on ``no_decay``.
 
     By default the position table is not decayed, as in ViTDet. The released ViT-CoMer recipes for

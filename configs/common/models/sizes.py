@@ -16,7 +16,7 @@ COMER = {
     "B": dict(deform_num_heads=12, deform_ratio=0.5),
     "L": dict(deform_num_heads=16, deform_ratio=0.5),
 }
-# The paper's; its released configs have those of S and B.
+# S and B as released, T as ViT-Adapter-T, L as B.
 DROP_PATH_RATE = {"T": 0.1, "S": 0.2, "B": 0.3, "L": 0.3}
 NUM_INTERACTIONS = 4
 

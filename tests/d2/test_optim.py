@@ -1,0 +1,143 @@
+"""The learning rate and weight decay that every parameter of a built detector ends up with."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.layers.batch_norm import LayerNorm as ChannelsFirstLayerNorm
+from torch import nn
+
+from comer_d2.d2.optim import get_param_groups
+
+COCO = Path(__file__).parents[2] / "configs" / "COCO"
+
+
+def built(config: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A config's model, without memory, and its optimizer, as train_net.py makes them."""
+    cfg = LazyConfig.load(str(COCO / config))
+    with torch.device("meta"):
+        model = instantiate(cfg.model)
+    cfg.optimizer.params.model = model
+    return model, instantiate(cfg.optimizer)
+
+
+def hyperparameters(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, tuple[float, float]]:
+    found = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            assert parameter not in found, "in two groups"
+            found[parameter] = (group["lr"], group["weight_decay"])
+    return found
+
+
+def expected_lr_scale(name: str, decay: float) -> float:
+    """By the names that a ViT of 12 blocks has under an FPN; nothing else is scaled."""
+    if re.match(r"backbone\.bottom_up\.(pos_embed$|patch_embed\.)", name):
+        return decay**13
+    if block := re.match(r"backbone\.bottom_up\.blocks\.(\d+)\.", name):
+        return decay ** (12 - int(block[1]))
+    return 1.0
+
+
+def expected_decay(name: str, module: nn.Module) -> bool:
+    """By what a parameter is: not by its shape, which is the rule under test."""
+    norms = (nn.BatchNorm2d, nn.LayerNorm, ChannelsFirstLayerNorm)
+    leaf = name.rpartition(".")[2]
+    scale = leaf == "gamma"  # layer scale of the ViT, gate of CTI to V
+    return not (isinstance(module, norms) or leaf in ("bias", "pos_embed") or scale)
+
+
+# The heads of the authors' recipe, and ViTDet's, which have Detectron2's own LayerNorm.
+@pytest.mark.parametrize(
+    ("config", "decay", "weight_decay"),
+    [("mask_rcnn_comer_s_1x.py", 0.70, 0.05), ("cascade_mask_rcnn_comer_s.py", 0.7, 0.1)],
+)
+def test_every_parameter(config: str, decay: float, weight_decay: float) -> None:
+    model, optimizer = built(config)
+    found = hyperparameters(optimizer)
+    names = dict(model.named_parameters())
+    assert set(found) == set(names.values())
+    wrong = {}
+    for name, parameter in names.items():
+        module = model.get_submodule(name.rpartition(".")[0])
+        lr = 1e-4 * expected_lr_scale(name, decay)
+        wd = weight_decay if expected_decay(name, module) else 0.0
+        if found[parameter] != pytest.approx((lr, wd), rel=1e-9):
+            wrong[name] = (found[parameter], (lr, wd))
+    assert not wrong
+
+
+def test_the_kinds_by_name() -> None:
+    """The same by hand, for one parameter of each kind: (power of the layer decay, decayed)."""
+    model, optimizer = built("mask_rcnn_comer_s_1x.py")
+    found = hyperparameters(optimizer)
+    vit = "backbone.bottom_up."
+    interaction = f"{vit}interactions.0."
+    expected = {
+        f"{vit}pos_embed": (13, False),
+        f"{vit}patch_embed.proj.weight": (13, True),
+        f"{vit}patch_embed.proj.bias": (13, False),
+        f"{vit}blocks.0.attn.qkv.weight": (12, True),
+        f"{vit}blocks.0.ls1.gamma": (12, False),
+        f"{vit}blocks.11.mlp.fc2.weight": (1, True),
+        f"{vit}blocks.11.norm2.weight": (1, False),
+        f"{vit}level_embed": (0, True),
+        f"{vit}upsample.weight": (0, True),
+        f"{vit}out_norms.0.weight": (0, False),
+        f"{interaction}cti_to_v.gamma": (0, False),
+        f"{interaction}cti_to_v.attn.value_proj.weight": (0, True),
+        f"{interaction}cti_to_v.attn.sampling_offsets.bias": (0, False),
+        f"{interaction}mrfp.fc1.weight": (0, True),
+        "backbone.fpn_lateral2.weight": (0, True),
+        "roi_heads.box_predictor.cls_score.weight": (0, True),
+        "roi_heads.box_predictor.cls_score.bias": (0, False),
+    }
+    for name, (power, decayed) in expected.items():
+        lr, weight_decay = found[model.get_parameter(name)]
+        assert lr == pytest.approx(1e-4 * 0.7**power), name
+        assert weight_decay == (0.05 if decayed else 0.0), name
+
+
+def test_size_t_has_one_learning_rate_and_does_not_decay_level_embed() -> None:
+    model, optimizer = built("mask_rcnn_comer_t_1x.py")
+    found = hyperparameters(optimizer)
+    assert {lr for lr, _ in found.values()} == {1e-4}
+    assert found[model.backbone.bottom_up.level_embed] == (1e-4, 0.0)
+
+
+def test_blocks_are_counted_in_any_backbone() -> None:
+    """L has 24 blocks; the plain ViT's are under `backbone.net`."""
+    model, optimizer = built("mask_rcnn_comer_l_1x.py")
+    found = hyperparameters(optimizer)
+    blocks = model.backbone.bottom_up.blocks
+    assert found[blocks[0].attn.qkv.weight][0] == pytest.approx(1e-4 * 0.8**24)
+    assert found[blocks[23].attn.qkv.weight][0] == pytest.approx(1e-4 * 0.8)
+
+    plain = nn.ModuleDict({"backbone": nn.ModuleDict({"net": nn.Module()})})
+    plain.backbone.net.blocks = nn.ModuleList([nn.Linear(2, 2) for _ in range(2)])
+    groups = get_param_groups(plain, base_lr=1.0, weight_decay=0.1, lr_decay_rate=0.5)
+    assert sorted({group["lr"] for group in groups}) == [0.25, 0.5]
+
+
+def test_frozen_parameters_are_in_no_group() -> None:
+    model = nn.ModuleDict({"head": nn.Linear(2, 2)})
+    model.head.bias.requires_grad_(False)
+    groups = get_param_groups(model, base_lr=1.0, weight_decay=0.1)
+    assert [group["params"] for group in groups] == [[model.head.weight]]
+
+
+def test_layer_decay_without_blocks_is_an_error() -> None:
+    """A wrapped model, whose names all begin with `module.`, would silently train at full rate."""
+    backbone = nn.Module()
+    backbone.blocks = nn.ModuleList([nn.Linear(2, 2)])
+    wrapped = nn.ModuleDict({"module": nn.ModuleDict({"backbone": backbone})})
+    with pytest.raises(ValueError, match="pass the unwrapped model"):
+        get_param_groups(wrapped, base_lr=1.0, weight_decay=0.1, lr_decay_rate=0.7)
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.5, 1.5])
+def test_layer_decay_must_be_a_rate(rate: float) -> None:
+    with pytest.raises(ValueError, match=r"lr_decay_rate must be in \(0, 1\]"):
+        get_param_groups(nn.Linear(2, 2), base_lr=1.0, weight_decay=0.1, lr_decay_rate=rate)
