@@ -76,4 +76,3 @@ train.device = "cpu"
 train.log_period = 1
 train.eval_period = 0
 train.checkpointer.period = 4
-

@@ -1,5 +1,7 @@
 """The random generators of this process: capture, restore, seed for a while."""
 
+# ruff: noqa: NPY002 - Detectron2's augmentations draw from NumPy's global generator.
+
 from __future__ import annotations
 
 import random

@@ -87,7 +87,9 @@ class CheckpointFolder:
     def _remove_oldest(self) -> None:
         if self.max_to_keep is None:
             return
-        numbered = sorted(n for n in os.listdir(self.folder) if re.fullmatch(r"model_\d{7,}\.pth", n))
+        numbered = sorted(
+            n for n in os.listdir(self.folder) if re.fullmatch(r"model_\d{7,}\.pth", n)
+        )
         for name in numbered[: -self.max_to_keep]:
             os.unlink(os.path.join(self.folder, name))
 
@@ -120,7 +122,9 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     try:
         state = torch.load(local, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
-        reason = next((line for line in str(e).split("\n") if "GLOBAL" in line or "global" in line), "")
+        reason = next(
+            (line for line in str(e).split("\n") if "GLOBAL" in line or "global" in line), ""
+        )
         raise UserError(
             f"checkpoint '{path}' is no PyTorch file of tensors and plain values only, and reading "
             f"anything else could execute code: {reason.strip() or str(e).strip().split(chr(10))[0]}\n"

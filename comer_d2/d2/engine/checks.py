@@ -11,11 +11,13 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ..data.custom import resolve_dataset
 from .checkpoint import CheckpointFolder
 from .errors import UserError
 
 # Heads with a count of their own: semantic classes, a classifier on the backbone.
 _OTHER_CLASSES = {"backbone", "sem_seg_head"}
+_TRACEBACK_HINT = "COMER_D2_TRACEBACK=1 shows where"
 
 
 def check_ready(cfg: DictConfig, *, eval_only: bool, resume: bool) -> None:
@@ -24,13 +26,15 @@ def check_ready(cfg: DictConfig, *, eval_only: bool, resume: bool) -> None:
     Raises:
         UserError: naming all data sets and files that are missing, and what to do.
     """
-    splits = ("test",) if eval_only else ("train", "test")
     problems = []
-    for split in splits:
-        for name in dataset_names(cfg, split):
-            problem = _missing_dataset(name, split)
-            if problem and problem not in problems:
-                problems.append(problem)
+    try:
+        resolve_dataset(cfg)  # data sets whose paths are in the config itself
+    except UserError as e:
+        problems.append(str(e))
+    else:
+        for split in ("test",) if eval_only else ("train", "test"):
+            missing = (_missing_dataset(name, split) for name in dataset_names(cfg, split))
+            problems += [problem for problem in missing if problem and problem not in problems]
     last = CheckpointFolder(cfg.train.output_dir).last()
     init = cfg.train.init_checkpoint
     if eval_only and not init and not (resume and last):
@@ -89,12 +93,26 @@ def _folder_of(path: str, root: str | None) -> str:
     return path if inside.startswith("..") else inside.split(os.sep)[0]
 
 
-def build_dataset_users(cfg: DictConfig) -> Any:
-    """Build the training loader, which reads the data set, with one clear error if it cannot."""
+def build(cfg: DictConfig, key: str) -> Any:
+    """Instantiate one node of the config.
+
+    Args:
+        cfg: the whole config.
+        key: full name of a node with a ``_target_``, such as "dataloader.train".
+
+    Raises:
+        UserError: the node cannot be what its call takes, or names what is not there.
+    """
     try:
-        return instantiate(cfg.dataloader.train)
-    except (FileNotFoundError, ValueError) as e:
-        raise UserError(f"dataloader.train: {e}") from e
+        return instantiate(OmegaConf.select(cfg, key))
+    except UserError:
+        raise
+    except (FileNotFoundError, ValueError, AssertionError, ImportError) as e:
+        raise UserError(f"{key}: {e} ({_TRACEBACK_HINT})") from e
+    except TypeError as e:
+        if "argument" not in str(e):  # a wrong name or count of arguments is the config's fault
+            raise
+        raise UserError(f"{key}: {e} ({_TRACEBACK_HINT})") from e
 
 
 def check_classes(cfg: DictConfig, split: str) -> None:

@@ -84,7 +84,9 @@ def _check_train(train: DictConfig) -> None:
     if train.amp.dtype not in ("bfloat16", "float16"):
         raise UserError(f"train.amp.dtype={train.amp.dtype!r}; use bfloat16 or float16")
     if train.best_checkpointer.mode not in ("max", "min"):
-        raise UserError(f"train.best_checkpointer.mode={train.best_checkpointer.mode!r}: max or min")
+        raise UserError(
+            f"train.best_checkpointer.mode={train.best_checkpointer.mode!r}: max or min"
+        )
     for key in ("max_iter", "log_period", "accumulation_steps"):
         if not isinstance(train[key], int) or train[key] < 1:
             raise UserError(f"train.{key}={train[key]!r} must be a whole number of at least 1")

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
@@ -18,6 +17,7 @@ from detectron2.utils import comm
 from ..data.random_state import get_random_state, preserved_random_state, set_random_state
 from .checkpoint import CheckpointFolder, write_json
 from .errors import UserError
+from .evaluation import EvaluationStopped
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +36,22 @@ class Checkpoints(HookBase):
     def __init__(self, folder: CheckpointFolder, period: int) -> None:
         self._folder = folder
         self._period = period
-        self.last_written = ""
+        self._written_after = -1  # iteration
+        self.last_written = ""  # path
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done == self.trainer.max_iter:
             self._write("model_final")
-        elif done % self._period == 0 or self.trainer.interrupted_by:
+        elif done % self._period == 0:
+            self._write(f"model_{self.trainer.iter:07d}")
+
+    def after_train(self) -> None:
+        if self.trainer.interrupted_by and self._written_after != self.trainer.iter:
             self._write(f"model_{self.trainer.iter:07d}")
 
     def _write(self, name: str) -> None:
+        self._written_after = self.trainer.iter
         random_states = comm.gather(get_random_state())
         if comm.is_main_process():
             state = {
@@ -57,7 +63,9 @@ class Checkpoints(HookBase):
             if hasattr(self.trainer.data_loader, "state_dict"):
                 state["data"] = self.trainer.data_loader.state_dict()
             self.last_written = self._folder.write(name, state)
-            logger.info("Checkpoint after %d iterations: %s", self.trainer.iter + 1, self.last_written)
+            logger.info(
+                "Checkpoint after %d iterations: %s", self.trainer.iter + 1, self.last_written
+            )
         comm.synchronize()
 
 
@@ -122,22 +130,27 @@ class Evaluation(HookBase):
         mode: str = "max",
     ) -> None:
         self._period = period
-        self._evaluate = evaluate
+        self.evaluate = evaluate
         self._folder = folder
         self._metric = metric
         self._better = (lambda a, b: a > b) if mode == "max" else (lambda a, b: a < b)
         self._record = os.path.join(folder.folder, "model_best.json")
-        self.results: dict[str, Any] = {}
+        self.results: dict[str, Any] = {}  # the latest, in the main process
+        self.finished = False  # the one after the last iteration was done, in all processes
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if self.trainer.interrupted_by and done < self.trainer.max_iter:
-            return
-        if done != self.trainer.max_iter and (self._period <= 0 or done % self._period):
+        due = self._period > 0 and done % self._period == 0 and not self.trainer.interrupted_by
+        if not due and done != self.trainer.max_iter:
             return
         # An evaluation must not change what training draws: a resumed run skips past ones.
-        with preserved_random_state():
-            self.results = self._evaluate(self.trainer.iter)
+        try:
+            with preserved_random_state():
+                self.results = self.evaluate(self.trainer.iter)
+        except EvaluationStopped:
+            self.trainer.interrupted_by = self.trainer.interrupt.signum
+            return
+        self.finished = done == self.trainer.max_iter
         if comm.is_main_process() and self.results:
             values = flatten_results_dict(self.results)
             self.trainer.storage.put_scalars(**values, smoothing_hint=False)
@@ -175,8 +188,3 @@ class Evaluation(HookBase):
         except (FileNotFoundError, ValueError):
             return None
         return best["value"] if best["metric"] == self._metric else None
-
-
-def autocast_dtype(enabled: bool, name: str) -> torch.dtype | None:
-    """The config's train.amp as the trainer takes it."""
-    return getattr(torch, name) if enabled else None

@@ -188,7 +188,7 @@ def _in_process_group(function: Callable[[Any], Any], args: Any, plan: Plan) -> 
     if plan.device == "cuda":
         torch.cuda.set_device(plan.local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // plan.local_size))
+        torch.set_num_threads(max(1, torch.get_num_threads() // plan.local_size))
     try:
         dist.init_process_group(
             "nccl" if plan.device == "cuda" else "gloo",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say_fallback(plan)
         resolve_dataset(cfg)
         check_ready(cfg, eval_only=args.eval_only, resume=args.resume)
-        launch(run, args, plan)
+        # Configs hold functions and classes that need not pickle: new processes load their own.
+        launch(run if plan.starter == "flags" else partial(run, cfg=cfg), args, plan)
     except (UserError, Interrupted) as e:
         return report(e)
     except KeyboardInterrupt:

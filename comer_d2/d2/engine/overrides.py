@@ -145,9 +145,9 @@ def known_keys(cfg: DictConfig | ListConfig, prefix: str = "") -> Iterator[str]:
         key = f"{prefix}{name}"
         yield key
         node = cfg._get_node(name)
-        if isinstance(node, (DictConfig, ListConfig)) and not node._is_none():
-            if not node._is_interpolation():
-                yield from known_keys(node, key + ".")
+        is_group = isinstance(node, (DictConfig, ListConfig))
+        if is_group and not node._is_none() and not node._is_interpolation():
+            yield from known_keys(node, key + ".")
 
 
 def _describe(node: Any) -> str:

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 # Losses and times are shown as the median of this many iterations, as in Detectron2.
 WINDOW = 20
 
+# Of the machine, not of the training; not measured in the first iterations after a start either.
+_SPEEDS = {"time", "images_per_second"}
+
 
 class Throughput(HookBase):
     """Puts images per second and memory into the storage, from the time of Detectron2's timer."""
@@ -112,9 +115,11 @@ class RecentMetrics(HookBase):
             return {}
         hints = storage.smoothing_hints()
         return {
-            name: [(float(value), int(iteration)) for value, iteration in history.values()[-WINDOW:]]
+            name: [
+                (float(value), int(iteration)) for value, iteration in history.values()[-WINDOW:]
+            ]
             for name, history in storage.histories().items()
-            if hints[name]
+            if hints[name] and name not in _SPEEDS
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ import sys
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
 from detectron2.engine import default_setup, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
@@ -17,13 +16,12 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
 
-from ..data.custom import resolve_dataset
 from .checkpoint import CheckpointFolder, load_weights, read_checkpoint
-from .checks import build_dataset_users, check_classes
+from .checks import build, check_classes, check_ready
 from .config import load_config, settle_device
-from .errors import Interrupted
+from .errors import Interrupted, UserError
 from .evaluation import evaluate
-from .hooks import Checkpoints, Evaluation, autocast_dtype, resume
+from .hooks import Checkpoints, Evaluation, resume
 from .interrupt import InterruptFlag
 from .progress import RecentMetrics, Throughput, writers
 from .trainer import Trainer
@@ -31,69 +29,83 @@ from .trainer import Trainer
 logger = logging.getLogger(__name__)
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train or evaluate as the command line says, in a process of a running process group.
+def run(args: argparse.Namespace, cfg: DictConfig | None = None) -> dict[str, Any]:
+    """Train or evaluate as the command line says, in one of the run's processes.
 
     Args:
         args: config_file, opts, eval_only, resume.
+        cfg: the config, loaded and checked; None: this process is a new one and does it itself.
 
     Returns:
         In the main process the last evaluation's results, task -> metric -> value.
+
+    Raises:
+        UserError, Interrupted: see `train` and `evaluate_only`.
     """
-    cfg = load_config(args.config_file, args.opts)
-    settle_device(cfg.train)
-    resolve_dataset(cfg)  # in every process: Detectron2's catalogs are per process
+    if cfg is None:
+        cfg = load_config(args.config_file, args.opts)
+        settle_device(cfg.train)
+        check_ready(cfg, eval_only=args.eval_only, resume=args.resume)
     # Saves config.yaml: must come before the optimizer's config is given the model. Without the
     # config file's name, or its whole text would be logged too.
     default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": ""}))
-    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="comer_d2", abbrev_name="comer")
+    setup_logger(
+        cfg.train.output_dir,
+        distributed_rank=comm.get_rank(),
+        name="comer_d2",
+        abbrev_name="comer",
+    )
     logger.info("Config: %s", args.config_file)
-    return evaluate_only(cfg, args.resume) if args.eval_only else train(cfg, args.resume)
+    try:
+        return evaluate_only(cfg, args.resume) if args.eval_only else train(cfg, args.resume)
+    except FileNotFoundError as e:  # an image, most likely; from a loading process, in a long text
+        raise UserError(f"file not found: {str(e).strip().splitlines()[-1]}") from e
 
 
 def evaluate_only(cfg: DictConfig, resume_last: bool = False) -> dict[str, Any]:
     """Evaluate train.init_checkpoint, or with `resume_last` the run's last checkpoint.
 
     Raises:
-        UserError: no checkpoint was given, or not everything in it fits the model.
+        UserError: not everything in the checkpoint fits the model.
     """
     path = CheckpointFolder(cfg.train.output_dir).last() if resume_last else None
     path = path or cfg.train.init_checkpoint
+    loader = build(cfg, "dataloader.test")
     check_classes(cfg, "test")
     model = build_model(cfg)
     state = read_checkpoint(path)
     report = load_weights(model, state["model"], path, allow=cfg.train.init_allow)
     logger.info("%s: %s", path, report)
-    return evaluate(cfg, model, state.get("iteration"))
+    return evaluate(cfg, model, loader, state.get("iteration"))
 
 
 def train(cfg: DictConfig, resume_run: bool = False) -> dict[str, Any]:
     """Train from train.init_checkpoint, from nothing, or from where a run stopped.
 
     Raises:
-        UserError: the output folder holds another run, or a checkpoint does not fit.
+        UserError: a checkpoint does not fit, or training cannot go on.
         Interrupted: a signal came; a checkpoint was written.
     """
     folder = CheckpointFolder(cfg.train.output_dir, cfg.train.checkpointer.get("max_to_keep"))
-    last = folder.last()
+    last = folder.last() if resume_run else None
     with InterruptFlag() as interrupt:
         trainer, checkpoints, evaluation = build_trainer(cfg, folder, interrupt)
         start = 0
-        if resume_run and last:
+        if last:
             state = read_checkpoint(last)
             load_weights(trainer.bare_model, state["model"], last)
             start = resume(trainer, state)
             logger.info("Going on after %d iterations, from %s", start, last)
         elif cfg.train.init_checkpoint:
             initialize(cfg, trainer.bare_model)
+        if start >= cfg.train.max_iter:
+            logger.info("All %d iterations are done already: evaluating", cfg.train.max_iter)
+            return evaluation.evaluate(start - 1)
         if comm.is_main_process():
             events = writers(cfg.train.output_dir, start, cfg.train.max_iter)
             trainer.register_hooks([hooks.PeriodicWriter(events, cfg.train.log_period)])
-        if start >= cfg.train.max_iter:
-            logger.info("All %d iterations are done already: evaluating", cfg.train.max_iter)
-            return evaluate(cfg, trainer.bare_model, start - 1)
         trainer.train(start, cfg.train.max_iter)
-        if trainer.interrupted_by and trainer.iter + 1 < trainer.max_iter:
+        if trainer.interrupted_by and not evaluation.finished:
             raise Interrupted(
                 trainer.interrupted_by,
                 f"stopped after {trainer.iter + 1} of {trainer.max_iter} iterations; "
@@ -104,7 +116,7 @@ def train(cfg: DictConfig, resume_run: bool = False) -> dict[str, Any]:
 
 def build_model(cfg: DictConfig) -> nn.Module:
     """The config's model, on the config's device."""
-    model = instantiate(cfg.model).to(cfg.train.device)
+    model = build(cfg, "model").to(cfg.train.device)
     count = sum(p.numel() for p in model.parameters())
     logger.info("Model: %s, %.1f M parameters", type(model).__name__, count / 1e6)
     return model
@@ -114,11 +126,13 @@ def build_trainer(
     cfg: DictConfig, folder: CheckpointFolder, interrupt: InterruptFlag
 ) -> tuple[Trainer, Checkpoints, Evaluation]:
     """Loader, model, optimizer and hooks, ready to train."""
-    loader = build_dataset_users(cfg)
-    check_classes(cfg, "train")
+    loader = build(cfg, "dataloader.train")
+    test_loader = build(cfg, "dataloader.test")  # now, so that a mistake in it shows before hours
+    for split in ("train", "test"):
+        check_classes(cfg, split)
     model = build_model(cfg)
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = build(cfg, "optimizer")
     device = torch.device(cfg.train.device)
     device_ids = [torch.cuda.current_device()] if device.type == "cuda" else None
     ddp = {"device_ids": device_ids, **cfg.train.ddp}
@@ -127,7 +141,7 @@ def build_trainer(
         loader,
         optimizer,
         device_type=device.type,
-        amp_dtype=autocast_dtype(cfg.train.amp.enabled, cfg.train.amp.dtype),
+        amp_dtype=getattr(torch, cfg.train.amp.dtype) if cfg.train.amp.enabled else None,
         max_grad_norm=cfg.train.clip_grad.max_norm,
         grad_norm_type=cfg.train.clip_grad.norm_type,
         accumulation_steps=cfg.train.accumulation_steps,
@@ -135,13 +149,16 @@ def build_trainer(
     )
     checkpoints = Checkpoints(folder, cfg.train.checkpointer.period)
     evaluation = Evaluation(
-        cfg.train.eval_period, lambda i: evaluate(cfg, model, i), folder, **cfg.train.best_checkpointer
+        cfg.train.eval_period,
+        lambda iteration: evaluate(cfg, model, test_loader, iteration, interrupt),
+        folder,
+        **cfg.train.best_checkpointer,
     )
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             Throughput(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.LRScheduler(scheduler=build(cfg, "lr_multiplier")),
             RecentMetrics(),
             checkpoints,
             evaluation,

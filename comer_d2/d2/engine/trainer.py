@@ -73,9 +73,8 @@ class Trainer(TrainerBase):
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run iterations `start_iter` to `max_iter` - 1, or until a signal came.
 
-        After a signal the step is finished, `interrupted_by` is set, and the hooks' `after_step`
-        has run. Unlike in Detectron2, hooks' `after_train` runs without a final evaluation in it,
-        and an error is left to the caller to print.
+        After a signal the step is finished and `interrupted_by` is set. As in Detectron2 the hooks'
+        `after_train` runs in any case, but errors are left to the caller to print.
         """
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
@@ -91,6 +90,9 @@ class Trainer(TrainerBase):
                     self.after_step()
                     if self.interrupted_by:
                         break
+            except BaseException:
+                self.interrupted_by = 0  # nothing to be saved: the step may be half done
+                raise
             finally:
                 self._batches = None  # ends the loading processes
                 for hook in self._hooks:
@@ -142,7 +144,9 @@ class Trainer(TrainerBase):
         *means, _, _, _ = rows.mean(dim=0).tolist()
         data_seconds, _, signum = rows[:, -3:].amax(dim=0).tolist()
         self.images_per_step = int(rows[:, -2].sum())
-        wrong = [f"{name} = {value}" for name, value in zip(names, means) if not math.isfinite(value)]
+        wrong = [
+            f"{name} = {value}" for name, value in zip(names, means) if not math.isfinite(value)
+        ]
         if wrong:
             raise TrainingError(
                 f"loss is not finite at iteration {self.iter}: {', '.join(wrong)}; "
