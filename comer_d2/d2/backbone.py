@@ -1,16 +1,28 @@
 """ViT-CoMer as a Detectron2 backbone."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch.distributed as dist
-from detectron2.layers import get_norm
 from detectron2.modeling import Backbone
-from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..network import ViTCoMerNet
 from ..network.vit_comer import LARGEST_STRIDE, STRIDES
+from .norm import norm_layer
+
+
+def names_network_arguments(init: Callable[..., None]) -> Callable[..., None]:
+    """Spells out ``**network`` in a constructor's signature.
+
+    For ``help()``, and for train_net.py, which accepts an override of any argument that is named.
+    """
+    own = inspect.signature(init).parameters
+    network = inspect.signature(ViTCoMerNet).parameters
+    parameters = [p for p in own.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    parameters += [p for name, p in network.items() if name != "norm_layer"]
+    init.__signature__ = inspect.Signature(parameters, return_annotation=None)
+    return init
 
 
 class ViTCoMer(ViTCoMerNet, Backbone):
@@ -30,15 +42,16 @@ class ViTCoMer(ViTCoMerNet, Backbone):
             DistributedDataParallel refuses parameters that never get a gradient.
         norm: normalisation of the CNN branch, MRFP and the outputs: a name that Detectron2's
             ``get_norm`` knows, or channels -> module. ``"SyncBN"``, as released, is synchronised
-            wherever there is more than one process: see :func:`norm_layer`.
+            wherever there is more than one process: see :func:`~comer_d2.d2.norm.norm_layer`.
         square_pad: if positive, Detectron2 is asked to pad images to squares of this side, in
             pixels. Under an ``FPN`` it is the FPN's own ``square_pad`` that counts.
-        **network: the arguments of :class:`~comer_d2.network.ViTCoMerNet`.
+        **network: the arguments of :class:`~comer_d2.network.ViTCoMerNet`, but for ``norm_layer``.
 
     Raises:
         ValueError: for unknown features or norms, and for arguments that do not fit together.
     """
 
+    @names_network_arguments
     def __init__(
         self,
         *,
@@ -89,40 +102,3 @@ class ViTCoMer(ViTCoMerNet, Backbone):
         if "res2" not in self._out_features:  # the one level that the tokens do not hold
             self.upsample.requires_grad_(False)
             self.pyramid.proj[0].requires_grad_(False)
-
-
-def norm_layer(norm: str | Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
-    """Resolves a norm's name for the processes that are running now.
-
-    ``"SyncBN"`` becomes plain BN in one process (so that it trains on a CPU), torch's SyncBN over
-    nccl, and Detectron2's naiveSyncBN over gloo, where torch's does not work.
-
-    Args:
-        norm: a name that Detectron2's ``get_norm`` knows, or channels -> module.
-
-    Returns:
-        Channels -> module.
-
-    Raises:
-        ValueError: (when called with channels) for a name that Detectron2 does not know.
-    """
-    resolved = norm
-    if norm == "SyncBN":
-        if comm.get_world_size() == 1:
-            resolved = "BN"
-        elif dist.get_backend() != "nccl":
-            resolved = "naiveSyncBN"
-
-    def build(channels: int) -> nn.Module:
-        try:
-            module = get_norm(resolved, channels)
-        except KeyError:
-            module = None
-        if module is None:
-            raise ValueError(
-                f"norm {norm!r} is none that Detectron2 knows: use 'SyncBN', 'BN', 'FrozenBN', "
-                "'GN' or 'LN', or a callable from channels to a module"
-            )
-        return module
-
-    return build

@@ -1,13 +1,12 @@
-"""ViTCoMer as Detectron2 sees it: shapes, padding, norms, and the heads it feeds."""
+"""ViTCoMer as Detectron2 sees it: shapes, padding, and the heads it feeds."""
 
-from collections.abc import Callable
+import inspect
 from typing import Any
 
 import pytest
 import torch
 from detectron2 import model_zoo
 from detectron2.config import instantiate
-from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from detectron2.modeling import FPN, ViT
 from detectron2.modeling import SimpleFeaturePyramid as Detectron2Pyramid
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
@@ -18,7 +17,6 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 import comer_d2
-from comer_d2.d2 import backbone as backbone_module
 from comer_d2.d2.backbone import ViTCoMer
 from comer_d2.d2.simple_feature_pyramid import SimpleFeaturePyramid
 from comer_d2.network import ViTCoMerNet
@@ -51,6 +49,14 @@ def test_public_name_is_this_class() -> None:
 def test_parameters_and_keys_are_the_networks() -> None:
     network = ViTCoMerNet(**TINY)
     assert list(tiny().state_dict()) == list(network.state_dict())
+
+
+def test_signature_names_the_networks_arguments() -> None:
+    own = {"out_features", "norm", "square_pad"}
+    network = set(inspect.signature(ViTCoMerNet).parameters) - {"norm_layer"}
+    assert set(inspect.signature(ViTCoMer).parameters) == own | network
+    with pytest.raises(TypeError, match="no_such"):
+        tiny(no_such=1)
 
 
 def test_output_shape_is_what_forward_returns() -> None:
@@ -93,40 +99,6 @@ def test_out_features_selects_and_leaves_no_parameter_without_gradient(wanted: l
 def test_unknown_features_are_refused(wanted: list[str]) -> None:
     with pytest.raises(ValueError, match="out_features must be some of"):
         tiny(out_features=wanted)
-
-
-@pytest.mark.parametrize(
-    ("norm", "expected"),
-    [
-        ("SyncBN", nn.BatchNorm2d),
-        ("BN", nn.BatchNorm2d),
-        ("FrozenBN", FrozenBatchNorm2d),
-        (nn.InstanceNorm2d, nn.InstanceNorm2d),
-    ],
-)
-def test_norm_in_one_process(norm: str | Callable[[int], nn.Module], expected: type) -> None:
-    backbone = tiny(norm=norm)
-    assert type(backbone.out_norms[0]) is expected
-    assert not any(isinstance(m, nn.SyncBatchNorm) for m in backbone.modules())
-
-
-@pytest.mark.parametrize(
-    ("backend", "expected"), [("nccl", nn.SyncBatchNorm), ("gloo", NaiveSyncBatchNorm)]
-)
-def test_norm_is_synchronised_everywhere_when_there_are_processes(
-    monkeypatch: pytest.MonkeyPatch, backend: str, expected: type
-) -> None:
-    monkeypatch.setattr(backbone_module.comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(backbone_module.dist, "get_backend", lambda: backend)
-    norms = [m for m in tiny().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    # stem 3, downsampling 3, MRFP 3 levels in each of 2 interactions, outputs 4
-    assert [type(m) for m in norms] == [expected] * 16
-
-
-@pytest.mark.parametrize("norm", ["Batch", ""])
-def test_unknown_norm_is_refused(norm: str) -> None:
-    with pytest.raises(ValueError, match=f"norm '{norm}' is none that Detectron2 knows"):
-        tiny(norm=norm)
 
 
 @pytest.mark.parametrize(("square_pad", "padded"), [(0, (64, 96)), (128, (128, 128))])
