@@ -41,7 +41,8 @@ def main() -> None:
         except OSError as error:
             raise UserError(f"image {name!r} cannot be read: {error}") from error
         found = confident(predictor(image), args.threshold)
-        results += instances_to_coco_json(found, name)
+        for result in instances_to_coco_json(found, name):
+            results.append({**result, "category": predictor.class_names[result["category_id"]]})
         scale = max(1.0, SMALLEST_PICTURE / max(image.shape[:2]))
         picture = draw_instances(image, found, predictor.class_names, scale=scale)
         path = save_picture(picture, Path(args.output) / f"{Path(name).stem}.png")
@@ -53,7 +54,7 @@ def main() -> None:
         part = path.with_suffix(".part")
         part.write_text(json.dumps(results))
         part.replace(path)
-        print(f"{len(results)} detections -> {path} (COCO results; image_id is the file name)")
+        print(f"{len(results)} detections -> {path} (COCO results by file name and class index)")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from ..common.models.mask_rcnn_comer import model
 from ..common.optim import AdamW as optimizer
 from ..common.train import train
 
-_root = os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), "digits")
+_root = os.path.expanduser(os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), "digits"))
 dataset.name = "digits"
 dataset.train_json, dataset.train_images = f"{_root}/train.json", f"{_root}/train"
 dataset.val_json, dataset.val_images = f"{_root}/val.json", f"{_root}/val"
