@@ -157,9 +157,10 @@ def python(code: str) -> str:
 
 
 def pip_install(*arguments: str, **env: str) -> None:
-    """`pip install` that leaves an installed torch and torchvision as they are."""
+    """`pip install` that keeps an installed torch and torchvision, and setuptools in its bounds."""
     pinned = LOG.with_name("constraints.txt")
-    pinned.write_text(constraints({name: installed_version(name) for name in TORCH}))
+    kept = constraints({name: installed_version(name) for name in TORCH})
+    pinned.write_text(f"{kept}{BUILD_TOOLS[0]}\n")
     pip = [sys.executable, "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
     run([*pip, "--no-build-isolation", "-c", str(pinned), *arguments], **env)
 
