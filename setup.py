@@ -12,6 +12,8 @@ torch is imported only when something is built, so reading the metadata needs se
 """
 
 import os
+import re
+import subprocess
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -20,8 +22,12 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 # Turing, Ampere, Ada and Hopper, with PTX for what comes after.
 DEFAULT_CUDA_ARCH_LIST = "7.5;8.0;8.6;8.9;9.0+PTX"
-CPU_SOURCES = sorted(str(p.relative_to(ROOT)) for p in [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")])
-CUDA_SOURCES = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu"))
+CPU_SOURCES = sorted(
+    str(p.relative_to(ROOT)) for p in [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")]
+)
+CUDA_SOURCES = sorted(
+    str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.c*") if p.suffix in (".cu", ".cpp")
+)
 HEADERS = sorted(
     str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*") if p.suffix in (".h", ".inc", ".cuh")
 )
@@ -38,7 +44,9 @@ CXX_FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-ffp-contract=fast",
+    "-fopenmp-simd",
     "-Wno-psabi",  # vectors never cross a function that is not inlined
+    "-Wno-maybe-uninitialized",  # of gcc 12, in its own AVX-512 header
 ]
 NVCC_FLAGS = [*DEFINES, "-DUSE_CUDA", "-std=c++20", "-O3", "--threads=2"]
 
@@ -56,6 +64,18 @@ def wants_cuda(torch_cuda_version: str | None, cuda_home: str | None) -> bool:
     if force == "1" and missing:
         raise SystemExit("FORCE_CUDA=1, but " + " and ".join(missing))
     return force != "0" and not missing
+
+
+def cuda_library_dirs(nvcc: Path) -> list[str]:
+    """Where libcudart is, as nvcc itself says: the nvcc on PATH may be a script in another tree."""
+    said = subprocess.run(
+        [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True
+    ).stderr
+    top = re.search(r"^#\$ TOP=(.*)$", said, re.MULTILINE)
+    if top is None:
+        return []
+    folders = [Path(top[1]) / "lib64", Path(top[1]) / "lib", *Path(top[1]).glob("targets/*/lib")]
+    return [str(folder.resolve()) for folder in folders if (folder / "libcudart.so").exists()]
 
 
 def operator_extensions() -> list[Extension]:
@@ -77,6 +97,7 @@ def operator_extensions() -> list[Extension]:
                 "comer_d2._C_cuda",
                 CUDA_SOURCES,
                 extra_compile_args={"cxx": cxx, "nvcc": NVCC_FLAGS},
+                library_dirs=cuda_library_dirs(Path(CUDA_HOME) / "bin" / "nvcc"),
                 **common,
             )
         )
@@ -132,7 +153,8 @@ setup(
         "fvcore",
         "omegaconf",
         "tqdm",
-        "Pillow",
+        "Pillow>=10.1",  # ImageFont.load_default(size)
+        "shapely",  # Detectron2 cuts polygon masks with it, in every recipe that crops
         "matplotlib",
     ],
     extras_require={

@@ -179,6 +179,37 @@ inline Sizes check_arguments(
   return sizes;
 }
 
+// The fused call: `projected` (N, Q, 3 * M * L * P) holds the raw offsets in pixels, (M, L, P, 2), and
+// then the logits, (M, L, P); `reference_points` are (N or 1, Q, L or 1, 2) in [0, 1].
+inline Sizes check_fused_arguments(
+    const Tensor& value,
+    const std::vector<int64_t>& spatial_shapes,
+    const Tensor& projected,
+    const Tensor& reference_points) {
+  Sizes sizes = check_value(value, spatial_shapes);
+  check_dims(projected, "projected", 3, "(N, Q, 3 * M * L * P)");
+  check_dims(reference_points, "reference_points", 4, "(N or 1, Q, L or 1, 2)");
+  check_geometry_type(projected, "projected", value);
+  check_device(projected, "projected", value);
+  check_device(reference_points, "reference_points", value);
+  sizes.queries = projected.size(1);
+  const int64_t per_point = 3 * sizes.heads * sizes.num_levels;
+  sizes.points = per_point == 0 ? 0 : projected.size(2) / per_point;
+  COMER_D2_CHECK(
+      projected.size(0) == sizes.batch && projected.size(2) == per_point * sizes.points,
+      "projected must have shape (N, Q, 3 * M * L * P) with N, M of value ", shape_of(value),
+      " and L = ", sizes.num_levels, " levels, got ", shape_of(projected));
+  COMER_D2_CHECK(
+      (reference_points.size(0) == sizes.batch || reference_points.size(0) == 1) &&
+          reference_points.size(1) == sizes.queries &&
+          (reference_points.size(2) == sizes.num_levels || reference_points.size(2) == 1) &&
+          reference_points.size(3) == 2,
+      "reference_points must have shape (N or 1, Q, L or 1, 2) with N, Q of projected ",
+      shape_of(projected), " and L = ", sizes.num_levels, " levels, got ",
+      shape_of(reference_points));
+  return sizes;
+}
+
 inline void check_grad_output(const Tensor& grad_output, const Tensor& value, const Sizes& sizes) {
   check_dims(grad_output, "grad_output", 3, "(N, Q, M * D)");
   COMER_D2_CHECK(
@@ -189,6 +220,36 @@ inline void check_grad_output(const Tensor& grad_output, const Tensor& value, co
           grad_output.size(2) == sizes.heads * sizes.channels,
       "grad_output must have shape (", sizes.batch, ", ", sizes.queries, ", ",
       sizes.heads * sizes.channels, "), got ", shape_of(grad_output));
+}
+
+// Where the samples of a call are read from: a row of coordinates and a row of weights per query.
+// Without `reference` they are locations in [0, 1] and attention weights; with it they are offsets in
+// pixels and logits, and the location is reference + offset / (width, height).
+struct Samples {
+  const void* locations;
+  const void* weights;
+  int64_t locations_stride; // elements from one query to the next
+  int64_t weights_stride;
+  ScalarType type;
+  const void* reference; // (x, y), in the type that the value is accumulated in
+  int64_t reference_batch_stride, reference_query_stride, reference_level_stride;
+};
+
+inline Samples samples_of(const Tensor& locations, const Tensor& weights, const Sizes& sizes) {
+  const int64_t samples = sizes.samples_per_query();
+  return {locations.const_data_ptr(), weights.const_data_ptr(), 2 * samples, samples,
+          locations.scalar_type(), nullptr, 0, 0, 0};
+}
+
+inline Samples fused_samples_of(
+    const Tensor& projected, const Tensor& reference_points, const Sizes& sizes) {
+  const int64_t samples = sizes.samples_per_query();
+  const char* start = static_cast<const char*>(projected.const_data_ptr());
+  const int64_t per_query = 2 * reference_points.size(2);
+  return {start, start + 2 * samples * projected.element_size(), 3 * samples, 3 * samples,
+          projected.scalar_type(), reference_points.const_data_ptr(),
+          reference_points.size(0) == 1 ? 0 : sizes.queries * per_query, per_query,
+          reference_points.size(2) == 1 ? 0 : 2};
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -211,11 +272,12 @@ COMER_D2_HOST_DEVICE AxisSample<Real> sample_axis(Real coordinate, int32_t size)
   coordinate = coordinate > Real(-2) ? coordinate : Real(-2);
   coordinate = coordinate < last ? coordinate : last;
   int32_t low = static_cast<int32_t>(coordinate);
-  low -= static_cast<Real>(low) > coordinate ? 1 : 0; // the cast rounds to zero, this is floor
+  low -= static_cast<int32_t>(static_cast<Real>(low) > coordinate); // truncation becomes floor
   const int32_t high = low + 1;
   const Real fraction = coordinate - static_cast<Real>(low);
-  const Real low_inside = (low >= 0) & (low < size) ? Real(1) : Real(0);
-  const Real high_inside = (high >= 0) & (high < size) ? Real(1) : Real(0);
+  // Products rather than selections, which keep compilers from making branches of them.
+  const Real low_inside = static_cast<Real>(static_cast<int32_t>((low >= 0) & (low < size)));
+  const Real high_inside = static_cast<Real>(static_cast<int32_t>((high >= 0) & (high < size)));
   AxisSample<Real> sample;
   const int32_t low_cut = low < size - 1 ? low : size - 1;
   const int32_t high_cut = high < size - 1 ? high : size - 1;

@@ -13,7 +13,14 @@ STABLE_TORCH_LIBRARY(comer_d2, m) {
       "Tensor attention_weights) -> Tensor");
   m.def(
       "ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "
-      "Tensor sampling_locations, Tensor attention_weights) -> (Tensor, Tensor, Tensor)");
+      "Tensor sampling_locations, Tensor attention_weights, bool deterministic=False) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "ms_deform_attn_fused(Tensor value, SymInt[] spatial_shapes, Tensor projected, "
+      "Tensor reference_points) -> Tensor");
+  m.def(
+      "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "
+      "Tensor projected, Tensor reference_points, bool deterministic=False) -> (Tensor, Tensor)");
 }
 
 namespace {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -58,3 +58,39 @@ def ms_deform_attn_reference(
         level_sum = (sampled * level_weights).sum(-1)
         result = result + level_sum.view(batch, heads * head_dim, queries).transpose(1, 2)
     return result.to(value.dtype)
+
+
+def ms_deform_attn_fused_reference(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    projected: Tensor,
+    reference_points: Tensor,
+    attention: Callable[..., Tensor] = ms_deform_attn_reference,
+) -> Tensor:
+    """Deformable attention from raw offsets and logits, in plain PyTorch.
+
+    Args:
+        value: (N, S, M, D).
+        spatial_shapes: (H, W) of each of the L levels, Python ints.
+        projected: (N, Q, 3 * M * L * P): offsets (M, L, P, 2) as (x, y) in pixels, then logits
+            (M, L, P).
+        reference_points: (N or 1, Q, L or 1, 2) as (x, y) in [0, 1].
+        attention: what is called with locations and weights.
+
+    Returns:
+        (N, Q, M * D), in value's dtype.
+    """
+    batch, queries, size = projected.shape
+    heads, levels = value.shape[2], len(spatial_shapes)
+    points = size // (3 * heads * levels) if heads * levels else 0
+    dtype = torch.float64 if projected.dtype == torch.float64 else torch.float32
+    samples = heads * levels * points
+    offsets, logits = projected.to(dtype).split([2 * samples, samples], dim=-1)
+    offsets = offsets.reshape(batch, queries, heads, levels, points, 2)
+    logits = logits.reshape(batch, queries, heads, levels * points)
+    sizes = offsets.new_tensor([(width, height) for height, width in spatial_shapes])
+    locations = reference_points.to(dtype)[:, :, None, :, None] + offsets / sizes.view(
+        1, 1, 1, levels, 1, 2
+    )
+    weights = logits.softmax(-1).view(batch, queries, heads, levels, points)
+    return attention(value, spatial_shapes, locations, weights)

@@ -7,15 +7,7 @@
 
 namespace comer_d2::cpu {
 
-// Where the samples of a call are read from: per query a row of coordinates and a row of weights.
-struct Samples {
-  const void* locations;
-  const void* weights;
-  int64_t locations_stride; // elements from one query to the next
-  int64_t weights_stride;
-  ScalarType type;
-};
-
+// Gradients of locations (or offsets) and weights (or logits), strided as the samples are.
 struct SampleGrads {
   void* locations;
   void* weights;

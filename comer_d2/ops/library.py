@@ -1,0 +1,74 @@
+"""The compiled libraries of the operator: whether they are there, and if not, why."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+
+# Of schemas and their meaning; csrc/ms_deform_attn.h has the same number.
+OP_VERSION = 1
+
+
+class OperatorWarning(UserWarning):
+    """The compiled operator is not there, and the slower PyTorch code runs instead."""
+
+
+def _load(name: str) -> tuple[object | None, str | None]:
+    """The library `comer_d2.<name>`, whose import registers kernels, or why it is not usable."""
+    try:
+        library = importlib.import_module(f"comer_d2.{name}")
+    except (ImportError, OSError, RuntimeError) as error:
+        return None, f"comer_d2.{name} did not load ({error})"
+    version = getattr(library, "op_version", None)
+    if version != OP_VERSION:
+        return None, f"comer_d2.{name} is stale (version {version}, wanted {OP_VERSION})"
+    return library, None
+
+
+_cpu_library, _cpu_problem = _load("_C")
+if _cpu_library is None:  # it holds the schemas that the CUDA kernels belong to
+    _cuda_library, _cuda_problem = None, _cpu_problem
+else:
+    _cuda_library, _cuda_problem = _load("_C_cuda")
+
+# A stale library has put its own schemas under the names: nothing of it is used then.
+is_stale = _cpu_problem is not None and "is stale" in _cpu_problem
+
+
+def cpu_capability() -> str | None:
+    """The instruction set of the CPU kernels: "avx512", "avx2", "sse2", "baseline"; None without.
+
+    The best one that the machine has, or the one that COMER_D2_CPU_CAPABILITY names.
+    """
+    return None if _cpu_library is None else _cpu_library.cpu_capability()
+
+
+def library_status() -> dict[str, str]:
+    """What computes the operator on each type of device.
+
+    Returns:
+        {"cpu": ..., "cuda": ...}: "compiled" (the CPU's with its instruction set), or why the plain
+        PyTorch code runs there.
+    """
+    return {
+        "cpu": _cpu_problem or f"compiled ({cpu_capability()})",
+        "cuda": _cuda_problem or "compiled",
+    }
+
+
+_warned: set[str] = set()
+
+
+def warn_of_fallback(device_type: str) -> None:
+    """Says once for each type of device that the PyTorch code runs there, and what to do."""
+    if device_type in _warned:
+        return
+    _warned.add(device_type)
+    problems = {"cpu": _cpu_problem, "cuda": _cuda_problem}
+    problem = problems.get(device_type) or f"there is no kernel for {device_type}"
+    warnings.warn(
+        f"deformable attention runs as plain PyTorch, several times slower: {problem}. Build it "
+        "with `pip install --no-build-isolation -e .` in the repository of comer_d2.",
+        OperatorWarning,
+        stacklevel=2,
+    )
