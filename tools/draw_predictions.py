@@ -1,11 +1,19 @@
 #!/usr/bin/env python3
 """Draw the first images of a config's test dataset: ground truth beside prediction, on one sheet."""
 
+# ruff: noqa: E402  the imports have to follow the path and the filters
+
 import argparse
+import logging
 import sys
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+# Of torch and Detectron2 about each other; nothing a user could act on.
+warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 from comer_d2.d2.data.custom import resolve_dataset
 from comer_d2.d2.drawing import picture_sheet, save_picture

@@ -1,12 +1,20 @@
 #!/usr/bin/env python3
 """Detect objects in image files: draw them, and optionally write them as COCO results."""
 
+# ruff: noqa: E402  the imports have to follow the path and the filters
+
 import argparse
 import json
+import logging
 import sys
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+# Of torch and Detectron2 about each other; nothing a user could act on.
+warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json

@@ -8,6 +8,7 @@ goes on where it stopped; finished, it trains anew on the dataset that is there.
 
 import argparse
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 # Before torch starts its threads: waiting ones that spin make small CPU runs several times slower.
@@ -22,6 +24,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+# Of torch and Detectron2 about each other; nothing a user could act on.
+warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 NAMES = {"comer": "ViT-CoMer", "vit": "plain ViT"}
 SHORT_ITERATIONS = 240
