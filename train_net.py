@@ -7,12 +7,19 @@ python train_net.py --config-file ... --eval-only train.init_checkpoint=output/m
 Also under torchrun and srun. What it does is in comer_d2/d2/engine.
 """
 
+import logging
 import sys
 import warnings
 
-# Detectron2's own imports, on current setuptools and torch; nothing a user could act on.
-warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+# From Detectron2's sources under current setuptools and torch; nothing a user could act on.
+for _message in (
+    "pkg_resources is deprecated",
+    "`torch.jit.script",
+    "torch.meshgrid",
+    "`broadcast_buffers`",
+):
+    warnings.filterwarnings("ignore", message=_message)
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 try:
     from comer_d2.d2.engine.main import main

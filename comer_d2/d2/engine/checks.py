@@ -72,6 +72,9 @@ def _missing_dataset(name: str, split: str) -> str | None:
     paths = [
         ("annotations", metadata.get("json_file")),
         ("images", metadata.get("image_root")),
+        ("label maps", metadata.get("sem_seg_root")),
+        ("panoptic annotations", metadata.get("panoptic_json")),
+        ("panoptic label maps", metadata.get("panoptic_root")),
     ]
     missing = [(what, path) for what, path in paths if path and not os.path.exists(path)]
     if not missing:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -11,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -216,6 +218,8 @@ def _start_and_wait(function: Callable[[Any], Any], args: Any, plan: Plan) -> No
             if process.is_alive():
                 os.kill(process.pid, signal.SIGTERM)
 
+    # When one process ends with an error the others are ended too; it need not say so.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     context = mp.start_processes(
         _started, args=(function, args, plan), nprocs=plan.local_size, join=False
     )
@@ -235,19 +239,16 @@ def _started(local_rank: int, function: Callable[[Any], Any], args: Any, plan: P
     """Body of a process started here; exits with the code of its error."""
     # A terminal sends Ctrl-C to all processes; the first one passes it on, once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    own = Plan(
-        plan.starter,
-        plan.device,
-        plan.world_size,
-        plan.local_size,
-        plan.rank + local_rank,
-        local_rank,
-        plan.address,
-    )
+    # Data loading processes start as they do in a run of one process (by forking, on Linux), not
+    # as this process was started: that would import everything anew in each.
+    multiprocessing.set_start_method(None, force=True)
+    own = replace(plan, rank=plan.rank + local_rank, local_rank=local_rank)
     try:
         _in_process_group(function, args, own)
     except (UserError, Interrupted) as e:
         exit_code = _report_once(e, own)
+    except KeyboardInterrupt:  # a second signal
+        exit_code = 130
     except Exception:
         traceback.print_exc()
         exit_code = 1
@@ -261,6 +262,7 @@ def _report_once(error: UserError | Interrupted, plan: Plan) -> int:
     """Most errors come up in all processes alike: the first prints, and its end ends the others."""
     from .main import report
 
-    if not plan.first:
-        time.sleep(5.0)
-    return report(error)
+    if plan.first:
+        return report(error)
+    time.sleep(5.0)
+    return error.exit_code if isinstance(error, Interrupted) else report(error)

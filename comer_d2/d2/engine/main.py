@@ -9,7 +9,6 @@ from functools import partial
 
 import torch
 
-from ..data.custom import resolve_dataset
 from .arguments import parse_arguments
 from .checks import check_ready
 from .config import load_config, settle_device
@@ -35,7 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = plan_processes(args, torch.device(cfg.train.device).type, os.environ)
         if fell_back:
             _say_fallback(plan)
-        resolve_dataset(cfg)
         check_ready(cfg, eval_only=args.eval_only, resume=args.resume)
         # Configs hold functions and classes that need not pickle: new processes load their own.
         launch(run if plan.starter == "flags" else partial(run, cfg=cfg), args, plan)

@@ -1,0 +1,44 @@
+"""Runs train_net.py's main under torchrun, then compares the processes' weights. Not a test itself.
+
+Prints "weights agree" in the first process when all trained parameters and all buffers of the
+model are the same, bit for bit, in every process, and differ from their initial values.
+"""
+
+import sys
+
+import torch
+import torch.distributed as dist
+
+from comer_d2.d2.engine import launch, run
+from comer_d2.d2.engine.main import main
+from comer_d2.d2.engine.trainer import Trainer
+
+trainers: list[Trainer] = []
+_build_trainer = run.build_trainer
+
+
+def _remembering(*args):
+    result = _build_trainer(*args)
+    trainers.append(result[0])
+    _initial.append(_flat(result[0].bare_model))
+    return result
+
+
+def _flat(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+
+
+_initial: list[torch.Tensor] = []
+run.build_trainer = _remembering
+# Leaving the process group is the last thing main does; the comparison still needs it.
+launch.dist.destroy_process_group = lambda: None
+
+code = main(sys.argv[1:])
+own = _flat(trainers[0].bare_model)
+all_weights = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+dist.all_gather(all_weights, own)
+assert all(torch.equal(other, own) for other in all_weights)
+assert not torch.equal(own, _initial[0])
+if dist.get_rank() == 0:
+    print(f"weights agree among {len(all_weights)}", flush=True)
+sys.exit(code)

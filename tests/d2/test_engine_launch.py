@@ -1,0 +1,93 @@
+"""Which processes a run has, from flags and from what torchrun and srun set."""
+
+from __future__ import annotations
+
+import pytest
+
+from comer_d2.d2.engine.arguments import parse_arguments
+from comer_d2.d2.engine.errors import UserError
+from comer_d2.d2.engine.launch import Plan, plan_processes
+
+SLURM = {
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+    "SLURM_STEP_NODELIST": "gpu[007-008]",
+    "SLURM_JOB_ID": "123456",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+}
+
+
+def plan(*flags: str, device: str = "cpu", **environment: str) -> Plan:
+    return plan_processes(parse_arguments(["--config-file", "c.py", *flags]), device, environment)
+
+
+def test_flags_and_overrides_mix_in_any_order() -> None:
+    args = parse_arguments(["a.b=1", "--config-file", "c.py", "c=2", "--resume", "d=3"])
+    assert args.opts == ["a.b=1", "c=2", "d=3"]
+    assert args.resume
+
+
+def test_one_process_needs_no_group() -> None:
+    assert plan() == Plan("none", "cpu")
+    assert plan("--num-gpus", "1").starter == "none"
+
+
+def test_flags_number_the_processes_of_a_machine() -> None:
+    second = plan(
+        "--num-gpus", "4", "--num-machines", "2", "--machine-rank", "1", "--dist-url", "tcp://a:1"
+    )
+    assert second == Plan("flags", "cpu", 8, 4, 4, 0, "tcp://a:1")
+    assert plan("--num-gpus", "2").address.startswith("tcp://127.0.0.1:")
+
+
+def test_torchrun() -> None:
+    environment = {"WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3", "RANK": "4", "LOCAL_RANK": "1"}
+    assert plan(**environment) == Plan("torchrun", "cpu", 6, 3, 4, 1, "env://")
+    # srun starting one torchrun per node: torchrun's variables are the nearer ones.
+    assert plan(**SLURM, **environment).starter == "torchrun"
+
+
+def test_slurm() -> None:
+    assert plan(**SLURM) == Plan("slurm", "cpu", 8, 4, 5, 1, "tcp://gpu007:23456")
+    assert plan(**SLURM, MASTER_ADDR="head", MASTER_PORT="99").address == "tcp://head:99"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu1", "gpu1"),
+        ("gpu1,gpu7", "gpu1"),
+        ("gpu[3,5-7],big2", "gpu3"),
+        ("n[01-10]-ib", "n01-ib"),
+        ("a-b[9-12]", "a-b9"),
+    ],
+)
+def test_first_host_of_a_slurm_list(nodes: str, first: str) -> None:
+    assert plan(**{**SLURM, "SLURM_STEP_NODELIST": nodes}).address == f"tcp://{first}:23456"
+
+
+def test_a_batch_script_without_srun_is_one_process() -> None:
+    assert plan(SLURM_JOB_ID="1", SLURM_NTASKS="8", SLURM_PROCID="0").starter == "none"
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "message"),
+    [
+        (["--num-gpus", "0"], {}, "at least 1"),
+        (["--num-machines", "2"], {}, "need --dist-url"),
+        (["--num-machines", "2", "--machine-rank", "2"], {}, "from 0 to 1"),
+        (["--num-gpus", "8"], SLURM, "slurm started 4 processes"),
+        (["--num-machines", "2"], SLURM, "leave it out"),
+        ([], {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "4,3"}, "--ntasks-per-node"),
+    ],
+)
+def test_contradictions_are_errors(flags: list[str], environment: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan(*flags, **environment)
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(UserError, match="2 processes on this machine, but it has 1 GPUs"):
+        plan("--num-gpus", "2", device="cuda")

@@ -1,0 +1,102 @@
+"""The training loader: every batch is a function of the seed and its number."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from comer_d2.d2.data.loader import SampleStream, TrainLoader, build_train_loader
+from comer_d2.d2.data.random_state import (
+    get_random_state,
+    preserved_random_state,
+    set_random_state,
+)
+
+SAMPLES = [{"id": i, "width": 10, "height": 20 if i % 3 == 0 else 5} for i in range(10)]
+
+
+def draw(sample: dict[str, Any]) -> tuple[int, float, float, float]:
+    """A mapper that shows which sample it was given, and what each generator draws."""
+    return sample["id"], random.random(), float(np.random.rand()), torch.rand(()).item()  # noqa: NPY002
+
+
+def make_loader(**kwargs: Any) -> TrainLoader:
+    return build_train_loader(
+        SAMPLES, **{"mapper": draw, "total_batch_size": 4, "seed": 7, **kwargs}
+    )
+
+
+def take(batches: Any, count: int) -> list[Any]:
+    return list(itertools.islice(batches, count))
+
+
+def flat(batches: list[list[Any]]) -> list[Any]:
+    return list(itertools.chain.from_iterable(batches))
+
+
+def test_every_epoch_has_every_sample_once() -> None:
+    pairs = flat(take(SampleStream(6, 3, seed=1), 4))
+    assert [position for position, _ in pairs] == list(range(12))
+    assert sorted(i for _, i in pairs[:6]) == sorted(i for _, i in pairs[6:]) == list(range(6))
+
+
+def test_processes_share_the_batch_that_one_would_have() -> None:
+    alone = take(SampleStream(10, 4, seed=1), 6)
+    shares = [take(SampleStream(10, 2, seed=1, rank=r, world_size=2), 6) for r in range(2)]
+    assert [a + b for a, b in zip(*shares)] == alone
+
+
+def test_landscape_and_portrait_do_not_mix() -> None:
+    for batch in take(make_loader(), 12):
+        assert len({sample_id % 3 == 0 for sample_id, *_ in batch}) == 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("grouping", [True, False])
+def test_starting_in_the_middle_goes_on_as_without_a_stop(num_workers: int, grouping: bool) -> None:
+    whole = take(make_loader(aspect_ratio_grouping=grouping), 8)
+    resumed = make_loader(aspect_ratio_grouping=grouping, num_workers=num_workers, seed=99)
+    resumed.load_state_dict(make_loader().state_dict())
+    resumed.seek(5)
+    assert take(resumed, 3) == whole[5:]
+
+
+def test_the_same_sample_is_augmented_anew_in_the_next_epoch() -> None:
+    batches = flat(take(make_loader(aspect_ratio_grouping=False), 5))
+    draws = [rest for sample_id, *rest in batches if sample_id == 4]
+    assert len(draws) == 2
+    assert draws[0] != draws[1]
+
+
+def test_loading_leaves_the_models_generators_alone() -> None:
+    before = get_random_state()
+    take(make_loader(), 3)
+    after = get_random_state()
+    assert before["python"] == after["python"]
+    assert torch.equal(before["numpy"][1], after["numpy"][1])
+    assert torch.equal(before["torch"], after["torch"])
+
+
+def test_random_states_come_back_exactly() -> None:
+    state = get_random_state()
+    first = draw({"id": 0})
+    with preserved_random_state():
+        draw({"id": 0})
+    assert draw({"id": 0}) != first
+    set_random_state(state)
+    assert draw({"id": 0}) == first
+
+
+def test_a_mapper_may_refuse_a_sample() -> None:
+    loader = make_loader(mapper=lambda s: None if s["id"] < 8 else s["id"])
+    assert set(flat(take(loader, 3))) <= {8, 9}
+
+
+def test_an_empty_data_set_is_named() -> None:
+    with pytest.raises(ValueError, match="no images"):
+        build_train_loader([], mapper=draw, total_batch_size=2)

@@ -1,0 +1,117 @@
+"""One training step: precision, accumulation, clipping, and what stops it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from comer_d2.d2.engine.errors import TrainingError
+from comer_d2.d2.engine.trainer import Trainer
+
+
+class Regression(nn.Module):
+    """Two losses of a list of (input, target) pairs, the second a constant to be set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 1)
+        self.extra = 0.0
+        self.seen_dtype: torch.dtype | None = None
+
+    def forward(self, batch: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        x, y = (torch.stack(values) for values in zip(*batch))
+        prediction = self.linear(x)
+        self.seen_dtype = prediction.dtype
+        loss = (prediction.float() - y).square().mean()
+        return {"loss_fit": loss, "loss_extra": loss * 0 + self.extra}
+
+
+def make_trainer(batch_size: int = 4, lr: float = 0.1, **kwargs: Any) -> Trainer:
+    torch.manual_seed(0)
+    model = Regression()
+    pairs = [(torch.randn(4), torch.randn(1)) for _ in range(8)]
+    batches = [pairs[i : i + batch_size] for i in range(0, 8, batch_size)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    return Trainer(model, itertools.cycle(batches), optimizer, device_type="cpu", **kwargs)
+
+
+def weights(trainer: Trainer) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+def test_accumulated_batches_equal_one_large_batch() -> None:
+    whole, parts = make_trainer(batch_size=8), make_trainer(batch_size=2, accumulation_steps=4)
+    for trainer in (whole, parts):
+        trainer.train(0, 3)
+    torch.testing.assert_close(weights(parts), weights(whole))
+    assert whole.storage.latest()["total_loss"] == pytest.approx(
+        parts.storage.latest()["total_loss"]
+    )
+    assert whole.images_per_step == parts.images_per_step == 8
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_update(value: float) -> None:
+    trainer = make_trainer()
+    trainer.train(0, 2)
+    before = weights(trainer)
+    trainer.model.extra = value
+    trainer._batches = None
+    with pytest.raises(TrainingError, match=f"iteration 2: loss_extra = {value}") as error:
+        trainer.train(2, 5)
+    assert "loss_fit" not in str(error.value)
+    assert torch.equal(weights(trainer), before)
+
+
+def test_gradients_are_clipped_to_the_norm() -> None:
+    free, clipped = make_trainer(lr=1.0), make_trainer(lr=1.0, max_grad_norm=0.01)
+    start = weights(free)
+    for trainer in (free, clipped):
+        trainer.train(0, 1)
+    assert (weights(free) - start).norm() > 0.1
+    assert (weights(clipped) - start).norm() == pytest.approx(0.01, rel=1e-3)
+    assert clipped.storage.latest()["grad_norm"][0] > 0.1  # the norm before clipping
+
+
+def test_gradients_that_are_not_finite_stop_before_the_update() -> None:
+    trainer = make_trainer(max_grad_norm=1.0)
+    before = weights(trainer)
+    trainer.model.linear.weight.register_hook(lambda grad: grad * torch.inf)
+    with pytest.raises(TrainingError, match="gradients' norm is"):
+        trainer.train(0, 1)
+    assert torch.equal(weights(trainer), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_trains_in_that_dtype_and_keeps_float32_weights(dtype: torch.dtype) -> None:
+    plain, mixed = make_trainer(), make_trainer(amp_dtype=dtype)
+    # A small loss scale, so that no step is skipped while it is looked for.
+    mixed.scaler = torch.amp.GradScaler("cpu", 8.0, enabled=dtype == torch.float16)
+    for trainer in (plain, mixed):
+        trainer.train(0, 4)
+    assert mixed.model.seen_dtype == dtype
+    assert weights(mixed).dtype == torch.float32
+    torch.testing.assert_close(weights(mixed), weights(plain), atol=2e-2, rtol=2e-2)
+    assert ("grad_scaler" in mixed.state_dict()) == (dtype == torch.float16)
+
+
+def test_the_loss_scale_is_part_of_the_state() -> None:
+    trainer = make_trainer(amp_dtype=torch.float16)
+    trainer.train(0, 1)
+    trainer.scaler.update(new_scale=128.0)
+    other = make_trainer(amp_dtype=torch.float16)
+    other.load_state_dict(trainer.state_dict())
+    assert other.scaler.get_scale() == 128.0
+
+
+def test_a_float16_step_that_overflows_is_skipped() -> None:
+    trainer = make_trainer(amp_dtype=torch.float16, max_grad_norm=1.0)
+    trainer.model.linear.weight.register_hook(lambda grad: grad * torch.inf)
+    before, scale = weights(trainer), trainer.scaler.get_scale()
+    trainer.train(0, 1)
+    assert torch.equal(weights(trainer), before)
+    assert trainer.scaler.get_scale() < scale

@@ -1,0 +1,288 @@
+"""train_net.py as a user runs it: train, evaluate, interrupt, resume, make mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import LazyConfig
+from omegaconf import OmegaConf
+
+from comer_d2.d2.engine.config import TRAIN_DEFAULTS, load_config
+from comer_d2.d2.engine.main import main
+from tests.d2.conftest import ROOT, TINY, read_metrics, start_train_net
+
+PROPOSALS = str(ROOT / "tests/d2/tiny_proposals.py")
+MEASURED = ("time", "data_time", "eta_seconds", "images_per_second", "max_mem_mb")
+
+
+def losses(output: Path) -> list[dict[str, float]]:
+    """metrics.json without what depends on the machine's speed."""
+    return [
+        {name: value for name, value in line.items() if name not in MEASURED}
+        for line in read_metrics(output)
+    ]
+
+
+def run(*arguments: str) -> int:
+    return main(["--config-file", TINY, *arguments])
+
+
+def stopped_after_four(whole_run: Path, output: Path) -> Path:
+    """A copy of the whole run as it was when its first checkpoint had just been written."""
+    output.mkdir()
+    for name in ("config.yaml", "metrics.json", "model_0000003.pth"):
+        shutil.copy(whole_run / name, output / name)
+    (output / "last_checkpoint").write_text("model_0000003.pth")
+    return output
+
+
+def test_a_run_leaves_checkpoints_metrics_and_results(whole_run: Path) -> None:
+    files = {path.name for path in whole_run.iterdir()}
+    assert {"model_0000003.pth", "model_final.pth", "model_best.pth", "config.yaml"} <= files
+    assert any(name.startswith("events.out.tfevents") for name in files)
+    assert not any(name.endswith(".tmp") for name in files)
+    assert (whole_run / "last_checkpoint").read_text() == "model_final.pth"
+
+    lines = read_metrics(whole_run)
+    assert [line["iteration"] for line in lines] == list(range(8))
+    assert {"total_loss", "loss_mask", "loss_rpn_cls", "lr", "max_mem_mb"} <= lines[-1].keys()
+    assert {"eta_seconds", "images_per_second", "time", "bbox/AP", "segm/AP"} <= lines[-1].keys()
+    assert lines[-1]["total_loss"] < lines[0]["total_loss"]
+    assert lines[-1]["max_mem_mb"] > 100
+
+    results = json.loads((whole_run / "evaluation.json").read_text())
+    assert results["iteration"] == 7
+    assert results["results"].keys() == {"bbox", "segm"}
+    best = json.loads((whole_run / "model_best.json").read_text())
+    assert best["metric"] == "bbox/AP"
+    assert best["iteration"] == 7
+
+
+def test_the_saved_config_is_the_one_that_ran_and_holds_no_weights(whole_run: Path) -> None:
+    path = whole_run / "config.yaml"
+    assert path.stat().st_size < 50_000
+    cfg = LazyConfig.load(str(path))
+    assert cfg.train.output_dir == str(whole_run)
+    assert cfg.train.accumulation_steps == 1
+    assert load_config(str(path)).model.roi_heads.num_classes == 2
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_run_equals_the_uninterrupted_one(
+    whole_run: Path, tmp_path: Path, num_workers: int
+) -> None:
+    output = stopped_after_four(whole_run, tmp_path / "output")
+    workers = f"dataloader.train.num_workers={num_workers}"
+    assert run("--resume", f"train.output_dir={output}", workers) == 0
+    assert losses(output) == losses(whole_run)
+    whole, resumed = (torch.load(o / "model_final.pth") for o in (whole_run, output))
+    for name, value in whole["model"].items():
+        assert torch.equal(resumed["model"][name], value), name
+    assert torch.equal(resumed["random"][0]["torch"], whole["random"][0]["torch"])
+
+
+def test_evaluation_alone_gives_the_runs_results(
+    whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    weights = f"train.init_checkpoint={whole_run / 'model_final.pth'}"
+    assert run("--eval-only", weights, f"train.output_dir={tmp_path}") == 0
+    own, of_run = (
+        json.loads((folder / "evaluation.json").read_text()) for folder in (tmp_path, whole_run)
+    )
+    assert own == of_run
+    printed = capfd.readouterr().out
+    assert "Evaluation results for bbox" in printed
+    assert "Evaluation results for segm" in printed
+
+
+def test_a_finished_run_that_is_resumed_is_evaluated(whole_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    shutil.copytree(whole_run, output)
+    (output / "evaluation.json").unlink()
+    assert run("--resume", f"train.output_dir={output}") == 0
+    assert (output / "evaluation.json").exists()
+    assert losses(output) == losses(whole_run)
+
+
+def test_mixed_precision_clipping_and_accumulation_train_a_detector(
+    tiny_coco: Path, tmp_path: Path
+) -> None:
+    options = ["train.amp.enabled=true", "train.clip_grad.max_norm=1.0", "train.max_iter=2"]
+    options += ["train.accumulation_steps=2", f"train.output_dir={tmp_path / 'output'}"]
+    assert run(*options) == 0
+    last = read_metrics(tmp_path / "output")[-1]
+    assert last["grad_norm"] > 0
+    assert last["total_loss"] > 0
+
+
+def test_several_processes_train_and_evaluate_like_one(tiny_coco: Path, tmp_path: Path) -> None:
+    for processes in ("1", "2"):
+        output = f"train.output_dir={tmp_path / processes}"
+        arguments = ["--config-file", PROPOSALS, "--num-gpus", processes, output]
+        process = start_train_net(*arguments)
+        printed, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, printed
+    one, two = (losses(tmp_path / processes) for processes in ("1", "2"))
+    assert len(one) == len(two) == 4
+    for a, b in zip(one, two):
+        for name in ("total_loss", "loss_rpn_cls", "loss_rpn_loc", "lr"):
+            assert a[name] == pytest.approx(b[name], rel=1e-5), name
+    evaluations = (json.loads((tmp_path / p / "evaluation.json").read_text()) for p in ("1", "2"))
+    assert next(evaluations) == next(evaluations)
+
+
+def test_processes_of_torchrun_hold_the_same_weights(tiny_coco: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--standalone", str(ROOT / "tests/d2/rank_agreement.py")]
+    command += ["--config-file", TINY, f"train.output_dir={tmp_path / 'output'}"]
+    command += ["train.max_iter=3", "train.accumulation_steps=2"]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "weights agree among 2" in done.stdout, done.stdout + done.stderr
+    state = torch.load(tmp_path / "output" / "model_final.pth")
+    assert len(state["random"]) == 2  # one state per process
+    assert (tmp_path / "output" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("signum", "flags", "exit_code"),
+    [
+        (signal.SIGINT, ["dataloader.train.num_workers=1"], 130),
+        (signal.SIGTERM, ["--num-gpus", "2"], 143),
+    ],
+)
+def test_a_signal_leaves_a_checkpoint_that_resumes(
+    tiny_coco: Path, tmp_path: Path, signum: int, flags: list[str], exit_code: int
+) -> None:
+    output = tmp_path / "output"
+    arguments = ["--config-file", TINY, *flags, f"train.output_dir={output}"]
+    process = start_train_net(*arguments, "train.max_iter=100000")
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if "iter: 2/" in line:
+            # To the whole session, as a terminal and a batch system do.
+            os.killpg(process.pid, signum)
+    assert process.wait(timeout=60) == exit_code, "".join(printed)
+    assert "Traceback" not in "".join(printed)
+    name = (output / "last_checkpoint").read_text()
+    done = torch.load(output / name)["iteration"] + 1
+    assert done >= 2
+    assert f"stopped after {done} of 100000 iterations" in "".join(printed)
+    assert "--resume" in printed[-1]
+    if "--num-gpus" not in flags:
+        assert run("--resume", f"train.output_dir={output}", f"train.max_iter={done + 1}") == 0
+        assert [line["iteration"] for line in read_metrics(output)] == list(range(done + 1))
+
+
+MISTAKES = {
+    "a misspelt key": (["train.max_itr=3"], "did you mean 'train.max_iter'?"),
+    "an unknown data set": (
+        ["dataloader.train.dataset.names=tiny_cocco"],
+        "'tiny_cocco' (dataloader.train.dataset.names) is not registered; did you mean 'tiny_coco'?",
+    ),
+    "a wrong number of classes": (
+        ["model.roi_heads.num_classes=3"],
+        "data set 'tiny_coco' has 2 classes, but model.roi_heads.num_classes is 3: "
+        "set model.roi_heads.num_classes=2",
+    ),
+    "a missing checkpoint": (["train.init_checkpoint=no.pth"], "'no.pth' does not exist"),
+    "nothing to evaluate": (["--eval-only"], "set train.init_checkpoint=PATH"),
+    "a wrong argument": (
+        ["+model.roi_heads.mask_head.conv_dim=8"],
+        "got an unexpected keyword argument 'conv_dim'",
+    ),
+    "a batch that cannot be": (["dataloader.train.total_batch_size=0"], "total_batch_size=0"),
+    "an unknown precision": (["train.amp.dtype=int8"], "use bfloat16 or float16"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_clear_error(
+    mistake: str, tiny_coco: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    arguments, message = MISTAKES[mistake]
+    assert run(*arguments, f"train.output_dir={tmp_path / 'output'}") == 2
+    printed = capfd.readouterr().err
+    assert "train_net.py: error: " in printed
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_clear_error(
+    whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    weights = f"train.init_checkpoint={whole_run / 'model_final.pth'}"
+    wide = "model.roi_heads.mask_head.conv_dims=[16, 8]"
+    for flags in (["--eval-only"], []):
+        assert run(*flags, weights, wide, f"train.output_dir={tmp_path}") == 2
+        printed = capfd.readouterr().err
+        assert "does not fit the model" in printed
+        assert "roi_heads.mask_head.deconv.weight ((16, 16, 2, 2), (16, 8, 2, 2))" in printed
+
+
+def test_a_folder_with_a_run_in_it_is_not_overwritten(
+    whole_run: Path, capfd: pytest.CaptureFixture
+) -> None:
+    assert run(f"train.output_dir={whole_run}") == 2
+    assert "holds a run already" in capfd.readouterr().err
+
+
+def test_training_goes_on_from_given_weights(whole_run: Path, tmp_path: Path) -> None:
+    weights = torch.load(whole_run / "model_final.pth")["model"]
+    backbone = {k: v for k, v in weights.items() if k.startswith("backbone")}
+    torch.save(backbone, tmp_path / "backbone.pth")
+    options = [f"train.init_checkpoint={tmp_path / 'backbone.pth'}", "train.max_iter=1"]
+    options += ["optimizer.lr=0.0", f"train.output_dir={tmp_path / 'output'}"]
+    assert run(*options) == 0
+    trained = torch.load(tmp_path / "output" / "model_final.pth")["model"]
+    for name, value in backbone.items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.equal(trained[name], value), name
+    assert not torch.equal(
+        trained["roi_heads.box_head.fc1.weight"], weights["roi_heads.box_head.fc1.weight"]
+    )
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(
+    whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    output = stopped_after_four(whole_run, tmp_path / "output")
+    wrong = "+model.roi_heads.mask_head.loss_weight=inf"
+    assert run("--resume", f"train.output_dir={output}", wrong) == 1
+    printed = capfd.readouterr().err
+    assert "loss is not finite at iteration 4: loss_mask = inf" in printed
+    assert (output / "last_checkpoint").read_text() == "model_0000003.pth"
+    assert {path.name for path in output.glob("*.pth")} == {"model_0000003.pth"}
+
+
+def test_without_a_data_set_it_says_what_is_missing(tmp_path: Path) -> None:
+    config = str(ROOT / "configs/COCO/mask_rcnn_comer_s_1x.py")
+    process = start_train_net(
+        "--config-file", config, "--eval-only", DETECTRON2_DATASETS=str(tmp_path)
+    )
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "data set 'coco_2017_val' is missing" in printed
+    assert f"{tmp_path}/coco/annotations/instances_val2017.json does not exist" in printed
+    assert "DETECTRON2_DATASETS" in printed
+    assert "Traceback" not in printed
+
+
+def test_the_common_config_has_every_key_of_the_engine() -> None:
+    train = LazyConfig.load(str(ROOT / "configs/common/train.py")).train
+    for key, value in TRAIN_DEFAULTS.items():
+        assert OmegaConf.to_container(OmegaConf.create({"v": train[key]}))["v"] == value, key
