@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Draw the first images of a config's test dataset: ground truth beside prediction, on one sheet."""
 
-# ruff: noqa: E402  the imports have to follow the path and the filters
-
 import argparse
 import logging
 import sys
@@ -15,11 +13,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
-from comer_d2.d2.data.custom import resolve_dataset
-from comer_d2.d2.drawing import picture_sheet, save_picture
-from comer_d2.d2.engine.config import load_config
-from comer_d2.d2.engine.errors import UserError
-from comer_d2.d2.predictor import Predictor, compare_with_ground_truth
+try:
+    from comer_d2.d2.data.custom import resolve_dataset
+    from comer_d2.d2.drawing import picture_sheet, save_picture
+    from comer_d2.d2.engine.config import load_config
+    from comer_d2.d2.engine.errors import UserError
+    from comer_d2.d2.predictor import Predictor, compare_with_ground_truth
+except ImportError as error:  # it says what is missing, and what to do
+    sys.exit(f"draw_predictions.py: error: {error}")
 
 
 def main() -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from comer_d2.d2.data.digits import DigitsSpec, make_digits
+try:
+    from comer_d2.d2.data.digits import DigitsSpec, make_digits
+except ImportError as error:  # it says what is missing, and what to do
+    sys.exit(f"make_digits.py: error: {error}")
 
 
 def main() -> None:

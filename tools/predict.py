@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Detect objects in image files: draw them, and optionally write them as COCO results."""
 
-# ruff: noqa: E402  the imports have to follow the path and the filters
-
 import argparse
 import json
 import logging
@@ -16,13 +14,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
-from detectron2.data.detection_utils import read_image
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-
-from comer_d2.d2.drawing import draw_instances, save_picture
-from comer_d2.d2.engine.config import load_config
-from comer_d2.d2.engine.errors import UserError
-from comer_d2.d2.predictor import Predictor, confident
+try:
+    from comer_d2.d2.drawing import draw_instances, save_picture
+    from comer_d2.d2.engine.config import load_config
+    from comer_d2.d2.engine.errors import UserError
+    from comer_d2.d2.predictor import Predictor, coco_results, confident, read_rgb
+except ImportError as error:  # it says what is missing, and what to do
+    sys.exit(f"predict.py: error: {error}")
 
 SMALLEST_PICTURE = 640  # pixels: smaller images are enlarged, so that labels can be read
 
@@ -44,13 +42,9 @@ def main() -> None:
     predictor = Predictor(load_config(args.config_file, args.override), args.checkpoint)
     results = []
     for name in args.images:
-        try:
-            image = read_image(name, format="RGB")
-        except OSError as error:
-            raise UserError(f"image {name!r} cannot be read: {error}") from error
+        image = read_rgb(name)
         found = confident(predictor(image), args.threshold)
-        for result in instances_to_coco_json(found, name):
-            results.append({**result, "category": predictor.class_names[result["category_id"]]})
+        results += coco_results(found, name, predictor.class_names)
         scale = max(1.0, SMALLEST_PICTURE / max(image.shape[:2]))
         picture = draw_instances(image, found, predictor.class_names, scale=scale)
         path = save_picture(picture, Path(args.output) / f"{Path(name).stem}.png")

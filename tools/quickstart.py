@@ -202,4 +202,7 @@ def draw(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ImportError as error:  # it says what is missing, and what to do
+        sys.exit(f"quickstart: error: {error}")

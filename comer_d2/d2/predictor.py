@@ -9,6 +9,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.detection_utils import annotations_to_instances, read_image
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import BoxMode, Instances
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -18,6 +19,7 @@ from .data.custom import resolve_dataset
 from .drawing import draw_instances
 from .engine.checkpoint import load_weights, read_checkpoint
 from .engine.config import settle_device
+from .engine.errors import UserError
 
 
 class Predictor:
@@ -63,7 +65,7 @@ class Predictor:
             `scores`, `pred_classes` and, from a model with masks, `pred_masks` (n, h, w) bool.
         """
         if not isinstance(image, np.ndarray):
-            image = read_image(os.fspath(image), format="RGB")
+            image = read_rgb(image)
         height, width = image.shape[:2]
         if self.image_format == "BGR":
             image = image[:, :, ::-1]
@@ -72,6 +74,24 @@ class Predictor:
         tensor = torch.as_tensor(np.ascontiguousarray(prepared.image.transpose(2, 0, 1)))
         inputs = {"image": tensor.to(self.device), "height": height, "width": width}
         return self.model([inputs])[0]["instances"].to("cpu")
+
+
+def read_rgb(path: str | os.PathLike) -> np.ndarray:
+    """Read an image file, turned upright where its EXIF data ask for it.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        (h, w, 3) uint8, RGB.
+
+    Raises:
+        UserError: there is no such file, or it is no image.
+    """
+    try:
+        return read_image(os.fspath(path), format="RGB")
+    except OSError as error:  # Pillow's UnidentifiedImageError is one
+        raise UserError(f"image '{os.fspath(path)}' cannot be read: {error}") from error
 
 
 def class_names_of(cfg: DictConfig) -> list[str]:
@@ -99,6 +119,22 @@ def confident(instances: Instances, threshold: float) -> Instances:
     return instances[instances.scores >= threshold]
 
 
+def coco_results(instances: Instances, image_id: str, class_names: Sequence[str]) -> list[dict]:
+    """Predictions of one image in COCO's results format.
+
+    Args:
+        instances: what a `Predictor` returns.
+        image_id: put into every entry.
+        class_names: name of each class.
+
+    Returns:
+        One dict for each: image_id, category_id (index into `class_names`), category (its name),
+        bbox [x, y, width, height], score and, with masks, segmentation (compressed RLE).
+    """
+    entries = instances_to_coco_json(instances, image_id)
+    return [{**entry, "category": class_names[entry["category_id"]]} for entry in entries]
+
+
 def compare_with_ground_truth(
     predictor: Predictor,
     dataset_name: str,
@@ -124,7 +160,7 @@ def compare_with_ground_truth(
     records = get_detection_dataset_dicts(dataset_name, filter_empty=False)[:count]
     pairs = []
     for record in tqdm(records, desc="pictures", unit="image", disable=not progress):
-        image = read_image(record["file_name"], format="RGB")
+        image = read_rgb(record["file_name"])
         scale = picture_side / max(image.shape[:2])
         found = confident(predictor(image), threshold)
         truth = _ground_truth(record["annotations"], image.shape[:2])

@@ -125,6 +125,13 @@ def test_missing_checkpoint(folder: Path) -> None:
         Predictor(_config(folder), "nowhere.pth")
 
 
+def test_missing_and_broken_image(predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    for name in ("nowhere.png", "text.png"):
+        with pytest.raises(UserError, match=rf"{name}' cannot be read"):
+            predictor(tmp_path / name)
+
+
 def test_checkpoint_of_another_model(folder: Path, tmp_path: Path) -> None:
     weights = torch.load(folder / "model.pth", weights_only=True)["model"]
     weights.pop("roi_heads.box_predictor.cls_score.weight")
@@ -221,3 +228,4 @@ def test_predict_command(folder: Path, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "out" / "00001.png").size == (640, 640)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results and set(results[0]) >= {"bbox", "category_id", "score", "segmentation"}
+    assert all(r["category"] == str(r["category_id"]) for r in results)
