@@ -1,1 +1,3 @@
-"""Datasets: the quickstart's digits, and COCO-format data of the user's own."""
+"""Datasets: the quickstart's digits, public ones, and data of the user's own."""
+
+from . import builtin  # noqa: F401  registers them

@@ -21,6 +21,7 @@ from detectron2.data.datasets import register_coco_instances
 from omegaconf import DictConfig, OmegaConf
 
 from ..engine.errors import UserError
+from .custom_segmentation import resolve_panoptic, resolve_semantic
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,13 @@ def resolve_dataset(cfg: DictConfig) -> None:
     if "dataset" not in cfg:
         return
     dataset = cfg.dataset
+    if dataset.get("format", "instances") != "instances":
+        resolvers = {"semantic": resolve_semantic, "panoptic": resolve_panoptic}
+        if dataset.format not in resolvers:
+            raise DatasetError(
+                f"dataset.format={dataset.format!r}: use instances, semantic or panoptic"
+            )
+        return resolvers[dataset.format](cfg)
     masks = bool(OmegaConf.select(cfg, "dataloader.train.mapper.use_instance_mask", default=False))
     problems: list[str] = []
     categories: dict[str, dict[int, str]] = {}

@@ -1,0 +1,1 @@
+"""Evaluators for segmentation that need nothing beside what Detectron2 needs."""
