@@ -288,14 +288,13 @@ def _write_dataset(folder: Path, spec: DigitsSpec, progress: bool) -> None:
         disable=not progress,
     )
     with bar:
-        for split, chosen, count in (
-            ("train", train, spec.train_images),
-            ("val", val, spec.val_images),
+        for stream, (split, chosen, count) in enumerate(
+            (("train", train, spec.train_images), ("val", val, spec.val_images))
         ):
             (folder / split).mkdir()
             dataset = _write_split(
                 folder / split,
-                np.random.default_rng([spec.seed, len(split)]),
+                np.random.default_rng([spec.seed, stream]),
                 bunch.images[chosen],
                 bunch.target[chosen],
                 spec,
