@@ -2,6 +2,7 @@
 """Make the digits dataset of the quickstart: COCO-format scenes of real scanned digits."""
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ def main() -> None:
     parser.add_argument("--val-images", type=int, default=spec.val_images)
     parser.add_argument("--seed", type=int, default=spec.seed)
     args = parser.parse_args()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("comer_d2").setLevel(logging.INFO)
     root = make_digits(
         args.output,
         DigitsSpec(train_images=args.train_images, val_images=args.val_images, seed=args.seed),

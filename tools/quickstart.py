@@ -55,6 +55,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("comer_d2").setLevel(logging.INFO)
     start = time.monotonic()
     name = args.model + ("-short" if args.short else "")
     output = (args.output or ROOT / "output" / "quickstart" / name).resolve()
