@@ -5,9 +5,13 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+# Of torch and Detectron2 about each other; nothing a user could act on.
+warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
 
 try:
     from comer_d2.d2.data.digits import DigitsSpec, make_digits
