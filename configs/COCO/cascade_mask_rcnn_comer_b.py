@@ -16,6 +16,7 @@ optimizer.weight_decay = 0.1
 optimizer.params.lr_decay_rate = 0.7
 
 train.max_iter = lr_multiplier.scheduler.num_updates
+train.checkpointer.max_to_keep = 3  # and the best
 train.amp.enabled = True
 train.amp.dtype = "float16"
 train.ddp.fp16_compression = True
