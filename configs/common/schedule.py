@@ -7,7 +7,7 @@ import math
 
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
-from fvcore.common.param_scheduler import MultiStepParamScheduler
+from fvcore.common.param_scheduler import MultiStepParamScheduler, PolynomialDecayParamScheduler
 
 # COCO train2017 has 118,287 images; Detectron2's loader drops the 1,021 without usable annotations.
 TRAIN_IMAGES = 117_266
@@ -39,3 +39,13 @@ lr_multiplier_3x = steps(iterations(36), [iterations(27), iterations(33)], warmu
 
 # ViTDet's: 100 epochs of 118,000 images in batches of 64; steps after 8/9 and 26/27 of it
 lr_multiplier_100ep = steps(184_375, [163_889, 177_546], warmup_iters=250)
+
+
+def poly(max_iter, power, warmup_iters=0, warmup_factor=1e-6):
+    """(1 - t)**power, after a linear warm-up."""
+    return L(WarmupParamScheduler)(
+        scheduler=L(PolynomialDecayParamScheduler)(base_value=1.0, power=power),
+        warmup_length=warmup_iters / max_iter,
+        warmup_method="linear",
+        warmup_factor=warmup_factor,
+    )

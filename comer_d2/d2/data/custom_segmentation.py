@@ -70,7 +70,7 @@ def resolve_panoptic(cfg: DictConfig) -> None:
     """Check and register data in COCO's panoptic format.
 
     Class numbers: things first, then stuff, each in the order of their category ids. Sets
-    `cfg.dataset.num_classes`, `class_names` and `stuff_classes` (numbers), and registers
+    `cfg.dataset.num_classes`, `num_things`, `class_names` and `stuff_classes` (numbers), and registers
     `<name>_train` and `<name>_val`. With `dataset.<split>_instances`, a COCO instances file of the
     same images and things, instance AP can be measured too.
 
@@ -89,6 +89,7 @@ def resolve_panoptic(cfg: DictConfig) -> None:
     things = {classes[c["id"]] for c in ordered if c["isthing"]}
     dataset.class_names = names = [category["name"] for category in ordered]
     dataset.num_classes = len(names)
+    dataset.num_things = len(things)
     dataset.stuff_classes = sorted(set(classes.values()) - things)
     for split in SPLITS:
         paths = [str(dataset[f"{split}_{part}"]) for part in ("json", "images", "masks")]

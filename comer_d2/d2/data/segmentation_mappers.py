@@ -74,6 +74,7 @@ class PanopticMapper:
         is_train: whether segments are read.
         augmentations: Detectron2's, in order.
         image_format: of the images given to augmentations and model, "RGB" or "BGR".
+        things_only: leave out stuff, for instance segmentation on panoptic data.
     """
 
     def __init__(
@@ -82,9 +83,11 @@ class PanopticMapper:
         *,
         augmentations: Sequence[T.Augmentation],
         image_format: str = "RGB",
+        things_only: bool = False,
     ) -> None:
         self.is_train = is_train
         self.image_format = image_format
+        self.things_only = things_only
         self.augmentations = T.AugmentationList(list(augmentations))
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +110,10 @@ class PanopticMapper:
         if self.is_train:
             # As colours: transforms work on images of bytes.
             ids = rgb_to_id(transforms.apply_segmentation(id_to_rgb(ids)))
-            output["instances"] = _segments_as_instances(ids, record["segments_info"])
+            info = record["segments_info"]
+            if self.things_only:
+                info = [segment for segment in info if segment["isthing"]]
+            output["instances"] = _segments_as_instances(ids, info)
         return output
 
 

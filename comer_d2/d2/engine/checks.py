@@ -125,10 +125,18 @@ def check_classes(cfg: DictConfig, split: str) -> None:
         UserError: naming both counts and the key to set.
     """
     names = dataset_names(cfg, split)
-    classes = MetadataCatalog.get(names[0]).get("thing_classes") if names else None
+    if not names:
+        return
+    metadata = MetadataCatalog.get(names[0])
+    counts = list(_class_counts(cfg.model, "model"))
+    classes = metadata.get("thing_classes")
+    if "roi_heads" not in cfg.model and "sem_seg_head" in cfg.model:
+        # One head for all classes; data with label maps or segments list them as stuff_classes.
+        counts = list(_class_counts(cfg.model.sem_seg_head, "model.sem_seg_head"))
+        classes = metadata.get("stuff_classes") or classes
     if not classes:
         return
-    for key, value in _class_counts(cfg.model, "model"):
+    for key, value in counts:
         if value != len(classes):
             raise UserError(
                 f"data set '{names[0]}' has {len(classes)} classes, but {key} is {value}: "

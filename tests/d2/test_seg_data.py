@@ -1,0 +1,273 @@
+"""Label maps and segments: what mappers give, and that what is wrong names its file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import detectron2.data.transforms as T
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from comer_d2.d2.data import builtin
+from comer_d2.d2.data.color import ColorTransform, RandomColor
+from comer_d2.d2.data.custom import resolve_dataset
+from comer_d2.d2.data.panoptic_png import read_panoptic_png, write_panoptic_png
+from comer_d2.d2.data.segmentation_mappers import PanopticMapper, SemanticMapper
+from comer_d2.d2.data.semantic_labels import SemanticLabels
+from comer_d2.d2.engine.errors import UserError
+
+HEIGHT, WIDTH = 12, 16
+NAMES = ["road", "car", "tree"]
+
+
+def label_map() -> np.ndarray:
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[2:8, 3:9] = 1
+    labels[8:, 10:] = 2
+    labels[0, 0] = 255
+    return labels
+
+
+def write_semantic(root: Path, count: int = 2) -> DictConfig:
+    """Images and label maps in folders, and the config that names them."""
+    for split in ("train", "val"):
+        for number in range(count):
+            for kind in ("images", "masks"):
+                (root / split / kind).mkdir(parents=True, exist_ok=True)
+            image = np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+            Image.fromarray(image).save(root / split / "images" / f"{number}.jpg")
+            Image.fromarray(label_map()).save(root / split / "masks" / f"{number}.png")
+    folders = {
+        f"{split}_{kind}": str(root / split / kind)
+        for split in ("train", "val")
+        for kind in ("images", "masks")
+    }
+    dataset = {"format": "semantic", "name": "test_seg_own", "class_names": NAMES, **folders}
+    return OmegaConf.create({"dataset": dataset})
+
+
+def write_panoptic(root: Path) -> DictConfig:
+    """The same images, with things and stuff in COCO's panoptic format."""
+    cfg = write_semantic(root)
+    ids = np.full((HEIGHT, WIDTH), 70_000)
+    ids[2:8, 3:6], ids[2:8, 6:9], ids[9:, 10:] = 300, 8, 9
+    ids[0, 0] = 0
+    info = [
+        {"id": 70_000, "category_id": 5},
+        {"id": 300, "category_id": 7},
+        {"id": 8, "category_id": 7, "iscrowd": 0},
+        {"id": 9, "category_id": 7, "iscrowd": 1},
+    ]
+    categories = [
+        {"id": 5, "name": "road", "isthing": 0},
+        {"id": 7, "name": "car", "isthing": 1},
+    ]
+    for split in ("train", "val"):
+        (root / split / "panoptic").mkdir()
+        images, annotations = [], []
+        for number in range(2):
+            write_panoptic_png(ids, root / split / "panoptic" / f"{number}.png")
+            size = {"width": WIDTH, "height": HEIGHT}
+            images.append({"id": f"n{number}", "file_name": f"{number}.jpg", **size})
+            annotations.append(
+                {"image_id": f"n{number}", "file_name": f"{number}.png", "segments_info": info}
+            )
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / f"{split}.json").write_text(json.dumps(content))
+        cfg.dataset[f"{split}_json"] = str(root / f"{split}.json")
+        cfg.dataset[f"{split}_masks"] = str(root / split / "panoptic")
+    cfg.dataset.format = "panoptic"
+    cfg.dataset.class_names = None
+    return cfg
+
+
+def first(name: str) -> dict[str, Any]:
+    return DatasetCatalog.get(name)[0]
+
+
+def error(cfg: DictConfig) -> str:
+    with pytest.raises(UserError) as caught:
+        resolve_dataset(cfg)
+    return str(caught.value)
+
+
+def test_own_label_maps(tmp_path: Path) -> None:
+    cfg = write_semantic(tmp_path)
+    resolve_dataset(cfg)
+    resolve_dataset(cfg)  # as main process and workers do
+    assert cfg.dataset.num_classes == 3
+    assert MetadataCatalog.get("test_seg_own_val").stuff_classes == NAMES
+    mapper = SemanticMapper(True, dataset_name="test_seg_own_train", augmentations=[])
+    output = mapper(first("test_seg_own_train"))
+    assert output["image"].shape == (3, HEIGHT, WIDTH)
+    assert output["image"].dtype == torch.uint8
+    assert (output["sem_seg"].numpy() == label_map()).all()
+    assert output["sem_seg"].dtype == torch.int64
+    assert (output["height"], output["width"]) == (HEIGHT, WIDTH)
+    test = SemanticMapper(False, dataset_name="test_seg_own_val", augmentations=[])
+    assert "sem_seg" not in test(first("test_seg_own_val"))
+
+
+def test_classes_from_a_file(tmp_path: Path) -> None:
+    cfg = write_semantic(tmp_path)
+    (tmp_path / "classes.txt").write_text("road\ncar\n\ntree\n")
+    cfg.dataset.class_names = str(tmp_path / "classes.txt")
+    resolve_dataset(cfg)
+    assert list(cfg.dataset.class_names) == NAMES
+
+
+def test_augmentations_move_image_and_labels_together(tmp_path: Path) -> None:
+    cfg = write_semantic(tmp_path)
+    resolve_dataset(cfg)
+    augmentations = [
+        T.RandomFlip(prob=1.0, horizontal=True),
+        T.RandomCrop_CategoryAreaConstraint("absolute", (8, 64), 0.99, 255),
+        RandomColor(),
+    ]
+    mapper = SemanticMapper(True, dataset_name="test_seg_own_train", augmentations=augmentations)
+    output = mapper(first("test_seg_own_train"))
+    assert output["image"].shape[1:] == output["sem_seg"].shape == (8, WIDTH)
+    mirrored = label_map()[:, ::-1]
+    places = [mirrored[y : y + 8] for y in range(HEIGHT - 7)]
+    assert any((output["sem_seg"].numpy() == place).all() for place in places)
+
+
+def test_segments_become_instances(tmp_path: Path) -> None:
+    cfg = write_panoptic(tmp_path)
+    resolve_dataset(cfg)
+    assert list(cfg.dataset.class_names) == ["car", "road"]  # things first
+    assert list(cfg.dataset.stuff_classes) == [1]
+    record = first("test_seg_own_train")
+    assert record["image_id"] == "n0"
+    instances = PanopticMapper(True, augmentations=[])(record)["instances"]
+    assert instances.gt_classes.tolist() == [1, 0, 0]  # and no crowd
+    masks = instances.gt_masks.tensor
+    assert masks.sum((1, 2)).tolist() == [HEIGHT * WIDTH - 1 - 36 - 18, 18, 18]
+    assert instances.gt_boxes.tensor[1].tolist() == [3, 2, 6, 8]
+
+    things = PanopticMapper(True, augmentations=[], things_only=True)(record)["instances"]
+    assert things.gt_classes.tolist() == [0, 0]
+    doubled = PanopticMapper(True, augmentations=[T.Resize((2 * HEIGHT, 2 * WIDTH))])(record)
+    assert (
+        doubled["instances"].gt_masks.tensor.sum((1, 2)).tolist()
+        == (masks.sum((1, 2)) * 4).tolist()
+    )
+    corner = PanopticMapper(True, augmentations=[T.CropTransform(0, 0, 5, 4)])(record)["instances"]
+    assert corner.gt_classes.tolist() == [1, 0]  # one car is outside
+
+
+def test_panoptic_data_trains_semantic_segmentation_too(tmp_path: Path) -> None:
+    cfg = write_panoptic(tmp_path)
+    resolve_dataset(cfg)
+    mapper = SemanticMapper(True, dataset_name=["test_seg_own_train"], augmentations=[])
+    labels = mapper(first("test_seg_own_train"))["sem_seg"]
+    assert labels.unique().tolist() == [0, 1, 255]
+    assert (labels == 0).sum() == 18 + 18 + 18  # the crowd is a car as well
+
+
+def test_a_palette_s_numbers_count(tmp_path: Path) -> None:
+    cfg = write_semantic(tmp_path)
+    resolve_dataset(cfg)
+    record = first("test_seg_own_train")
+    picture = Image.new("P", (WIDTH, HEIGHT))
+    picture.putdata(label_map().flatten().tolist())
+    picture.putpalette([200, 10, 10] + list(range(3, 256)) * 3 + [0] * 6)
+    picture.save(record["sem_seg_file_name"])
+    assert (SemanticLabels("test_seg_own_train")(record) == label_map()).all()
+
+
+def test_a_wrong_label_names_the_file(tmp_path: Path) -> None:
+    cfg = write_semantic(tmp_path)
+    resolve_dataset(cfg)
+    record = first("test_seg_own_train")
+    path = record["sem_seg_file_name"]
+    Image.fromarray(label_map() * 3).save(path)
+    with pytest.raises(UserError, match=r"0\.png: label 3, 6, 253 is no class .* 0-2, 255"):
+        SemanticMapper(True, dataset_name="test_seg_own_train", augmentations=[])(record)
+    Image.fromarray(np.stack([label_map()] * 3, -1)).save(path)
+    with pytest.raises(UserError, match=r"0\.png: label maps are images of one channel"):
+        SemanticLabels("test_seg_own_train")(record)
+    Path(path).unlink()
+    with pytest.raises(UserError, match=r"0\.png: the label map cannot be read"):
+        SemanticLabels("test_seg_own_train")(record)
+
+
+def test_a_wrong_size_names_both_files(tmp_path: Path) -> None:
+    cfg = write_panoptic(tmp_path)
+    resolve_dataset(cfg)
+    record = first("test_seg_own_train")
+    ids = read_panoptic_png(record["pan_seg_file_name"])
+    write_panoptic_png(ids[:-1], record["pan_seg_file_name"])
+    with pytest.raises(
+        UserError, match=r"0\.png is 16 x 11 pixels, but its image .*0\.jpg is 16 x 12"
+    ):
+        PanopticMapper(True, augmentations=[])(record)
+    write_panoptic_png(ids + 1, record["pan_seg_file_name"])
+    with pytest.raises(UserError, match=r"0\.png: segments \[1, .* are not in its segments_info"):
+        PanopticMapper(True, augmentations=[])(record)
+
+
+def test_folders_that_do_not_fit(tmp_path: Path) -> None:
+    cfg = write_semantic(tmp_path, count=3)
+    (tmp_path / "train" / "masks" / "1.png").unlink()
+    (tmp_path / "train" / "images" / "2.jpg").unlink()
+    Image.fromarray(label_map()[1:]).save(tmp_path / "train" / "masks" / "0.png")
+    message = error(cfg)
+    assert f"1 images without a mask <name>.png in {tmp_path}/train/masks: 1" in message
+    assert f"1 masks without an image in {tmp_path}/train/images: 2" in message
+    assert "masks/0.png is (16, 11), its image (16, 12)" in message
+
+    cfg.dataset.train_masks = str(tmp_path / "nowhere")
+    assert f"dataset.train_masks={tmp_path}/nowhere: no such folder" in error(cfg)
+    cfg.dataset.class_names = None
+    assert "give dataset.class_names" in error(cfg)
+    cfg.dataset.format = "semantics"
+    assert "use instances, semantic or panoptic" in error(cfg)
+
+
+def test_panoptic_json_that_does_not_fit(tmp_path: Path) -> None:
+    cfg = write_panoptic(tmp_path)
+    (tmp_path / "val" / "panoptic" / "1.png").unlink()
+    assert "1 annotations without a file in" in error(cfg)
+    (tmp_path / "val.json").write_text("[]")
+    assert "not in COCO's panoptic format" in error(cfg)
+    cfg.dataset.val_json = ""
+    assert "dataset.val_json=: there is no such file" in error(cfg)
+
+
+def test_public_datasets() -> None:
+    coco_stuff = MetadataCatalog.get("coco_2017_train_stuff_164k")
+    assert len(coco_stuff.stuff_classes) == len(coco_stuff.label_in_file) == 171
+    found = dict(zip(coco_stuff.label_in_file, coco_stuff.stuff_classes, strict=True))
+    # By Detectron2's own list of panoptic classes, where the two agree.
+    for category in builtin.COCO_CATEGORIES:
+        if "-merged" not in category["name"]:
+            assert found[category["id"] - 1] == category["name"]
+    ade = MetadataCatalog.get("ade20k_panoptic_val")
+    assert len(ade.thing_dataset_id_to_contiguous_id) == 100
+    assert len(ade.stuff_dataset_id_to_contiguous_id) == 50
+    stuff = {ade.stuff_classes[i] for i in ade.stuff_dataset_id_to_contiguous_id}
+    assert {"wall", "sky", "floor", "grass", "water"} <= stuff
+    assert not {"bed", "person", "car"} & stuff
+
+
+def test_colour_changes() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+    same = {"brightness": 0.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
+
+    def changed(**change: float) -> np.ndarray:
+        return ColorTransform(**{**same, **change}, contrast_last=False).apply_image(image)
+
+    assert (changed() == image).all()
+    assert (changed(brightness=300.0) == 255).all()
+    assert (changed(contrast=0.5) == image // 2).all()
+    grey = changed(saturation=0.0)
+    assert (grey.max(-1) == grey.min(-1)).all()
+    red = np.full((1, 1, 3), (200, 0, 0), np.uint8)
+    turned = ColorTransform(**{**same, "hue": 120.0}, contrast_last=True).apply_image(red)
+    assert turned[0, 0].tolist() == pytest.approx([0, 200, 0], abs=5)
+    assert ColorTransform(**same, contrast_last=True).apply_segmentation(image) is image
