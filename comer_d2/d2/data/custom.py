@@ -114,11 +114,28 @@ def check_coco(
     if problems:  # what follows reads those fields
         return problems, {}
     categories = {category["id"]: category["name"] for category in content["categories"]}
+    cases = _find_cases(content, categories, Path(images))
+    if need_masks:
+        boxes_only = (
+            "annotations without a segmentation (to train boxes only, set "
+            "dataloader.train.mapper.use_instance_mask=False model.roi_heads.mask_in_features=null)"
+        )
+        cases[boxes_only] = [
+            f"annotation {a['id']}"
+            for a in content["annotations"]
+            if not a.get("segmentation") and not a.get("iscrowd", 0)
+        ]
+    return [_summarise(what, found) for what, found in cases.items() if found], categories
+
+
+def _find_cases(
+    content: dict[str, Any], categories: dict[int, str], folder: Path
+) -> dict[str, list[str]]:
+    """Kind of problem -> its cases, of a file in which all keys are there."""
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     annotations = content["annotations"]
-    folder = Path(images)
-    cases = {
-        "images without a file in " + str(images): [
+    return {
+        f"images without a file in {folder}": [
             image["file_name"]
             for image in content["images"]
             if not (folder / image["file_name"]).is_file()
@@ -143,17 +160,6 @@ def check_coco(
             f"image {a['image_id']}" for a in annotations if a["id"] == 0
         ],
     }
-    if need_masks:
-        boxes_only = (
-            "annotations without a segmentation (to train boxes only, set "
-            "dataloader.train.mapper.use_instance_mask=False model.roi_heads.mask_in_features=null)"
-        )
-        cases[boxes_only] = [
-            f"annotation {a['id']}"
-            for a in annotations
-            if not a.get("segmentation") and not a.get("iscrowd", 0)
-        ]
-    return [_summarise(what, found) for what, found in cases.items() if found], categories
 
 
 def _check_fields(content: dict[str, Any]) -> list[str]:
