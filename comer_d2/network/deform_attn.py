@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comer_d2.ops import ms_deform_attn
+from comer_d2.ops import ms_deform_attn_fused
 
 from .levels import Geometry
 
@@ -85,30 +85,18 @@ class MSDeformAttn(nn.Module):
             (B, S, D).
         """
         value = self.value_proj(feat).unflatten(-1, (self.num_heads, -1))
-        offsets, weights = self.offsets_and_weights(query)
-        locations = (
-            geometry.reference_points[:, None, None, None, :]
-            + offsets * geometry.cell_sizes[:, None, :]
+        output = ms_deform_attn_fused(
+            value,
+            geometry.spatial_shapes,
+            self.offsets_and_logits(query),
+            geometry.reference_points[None, :, None],
         )
-        output = ms_deform_attn(value, geometry.spatial_shapes, locations, weights)
         return self.output_proj(output)
 
-    def offsets_and_weights(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Query (B, Q, D) -> offsets (B, Q, M, L, P, 2) in tokens, weights (B, Q, M, L, P) that sum to 1.
-
-        Both at least in float32: a half-precision location is off by up to half a pixel on a
-        128 wide level.
-        """
+    def offsets_and_logits(self, query: Tensor) -> Tensor:
+        """Query (B, Q, D) -> (B, Q, 3*M*L*P): offsets in tokens, then logits of the weights."""
         # One matrix product instead of two; the parameters stay apart, as their names are known.
         linears = (self.sampling_offsets, self.attention_weights)
         weight = torch.cat([linear.weight for linear in linears])
         bias = torch.cat([linear.bias for linear in linears])
-        offsets, logits = F.linear(query, weight, bias).split(
-            [linear.out_features for linear in linears], dim=-1
-        )
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        offsets = offsets.to(dtype).unflatten(
-            -1, (self.num_heads, self.num_levels, self.num_points, 2)
-        )
-        weights = logits.to(dtype).unflatten(-1, (self.num_heads, -1)).softmax(dim=-1)
-        return offsets, weights.unflatten(-1, (self.num_levels, self.num_points))
+        return F.linear(query, weight, bias)

@@ -51,22 +51,21 @@ class Levels:
         fine, middle, coarse = self.split(tokens)
         return torch.cat([fine, middle + vit_tokens, coarse], dim=1)
 
-    def geometry(self, device: torch.device) -> "Geometry":
-        """What deformable attention needs to know; computed once per forward, shared by all layers."""
+    def geometry(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Geometry":
+        """What deformable attention needs to know; computed once per forward, shared by all layers.
+
+        Args:
+            device: of the tokens.
+            dtype: of the tokens, but at least float32: a bfloat16 location is off by up to half a
+                pixel on a 128 wide level.
+        """
+        dtype = torch.promote_types(dtype, torch.float32)
         centres = []
         for h, w in self.spatial_shapes:
-            y = (torch.arange(h, device=device, dtype=torch.float32) + 0.5) / h
-            x = (torch.arange(w, device=device, dtype=torch.float32) + 0.5) / w
+            y = (torch.arange(h, device=device, dtype=dtype) + 0.5) / h
+            x = (torch.arange(w, device=device, dtype=dtype) + 0.5) / w
             centres.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1))
-        # Filled on the device: a tensor made from a list would be copied there, with a host sync.
-        cells = [
-            torch.full((), 1 / side, device=device, dtype=torch.float32)
-            for h, w in self.spatial_shapes
-            for side in (w, h)
-        ]
-        return Geometry(
-            self.spatial_shapes, torch.cat(centres), torch.stack(cells).unflatten(0, (-1, 2))
-        )
+        return Geometry(self.spatial_shapes, torch.cat(centres))
 
 
 class Geometry(NamedTuple):
@@ -74,14 +73,12 @@ class Geometry(NamedTuple):
 
     Args:
         spatial_shapes: (H, W) of every level, as Python ints.
-        reference_points: (S, 2) float32, the centre of every token's own cell in its own level as
+        reference_points: (S, 2), the centre of every token's own cell in its own level as
             (x, y) in [0, 1]; the same point serves all levels.
-        cell_sizes: (L, 2) float32, (1/W, 1/H) of every level: a sampling offset of one token.
     """
 
     spatial_shapes: tuple[tuple[int, int], ...]
     reference_points: Tensor
-    cell_sizes: Tensor
 
 
 def tokens_to_map(tokens: Tensor, height: int, width: int) -> Tensor:

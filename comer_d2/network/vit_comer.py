@@ -275,7 +275,7 @@ class ViTCoMerNet(nn.Module):
         Returns:
             The ViT tokens after every interaction, and the final CNN tokens.
         """
-        geometry = levels.geometry(x.device)
+        geometry = levels.geometry(x.device, x.dtype)
         x_after = []
         for interaction, (first, last) in zip(
             self.interactions, self.interaction_indexes, strict=True
