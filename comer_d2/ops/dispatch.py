@@ -15,7 +15,12 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import library
-from .reference import ms_deform_attn_fused_reference, ms_deform_attn_reference
+from .reference import (
+    ms_deform_attn_fused_reference,
+    ms_deform_attn_fused_reference_backward,
+    ms_deform_attn_reference,
+    ms_deform_attn_reference_backward,
+)
 
 # As csrc/register.cpp has them.
 _SCHEMAS = {
@@ -161,33 +166,19 @@ def _fall_back(value: Tensor, flat_shapes: Sequence[int], first: Tensor, second:
 
 
 def _fall_back_backward(
-    grad_output: Tensor,
-    value: Tensor,
-    flat_shapes: Sequence[int],
-    locations: Tensor,
-    weights: Tensor,
-    deterministic: bool = False,
+    grad_output, value, flat_shapes, locations, weights, deterministic=False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.enable_grad():
-        inputs = [tensor.detach().requires_grad_() for tensor in (value, locations, weights)]
-        output = ms_deform_attn_reference(inputs[0], pairs(flat_shapes), *inputs[1:])
-    return torch.autograd.grad(output, inputs, grad_output)
+    return ms_deform_attn_reference_backward(
+        grad_output, value, pairs(flat_shapes), locations, weights
+    )
 
 
 def _fall_back_fused_backward(
-    grad_output: Tensor,
-    value: Tensor,
-    flat_shapes: Sequence[int],
-    projected: Tensor,
-    reference_points: Tensor,
-    deterministic: bool = False,
+    grad_output, value, flat_shapes, projected, reference_points, deterministic=False
 ) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        inputs = [tensor.detach().requires_grad_() for tensor in (value, projected)]
-        output = ms_deform_attn_fused_reference(
-            inputs[0], pairs(flat_shapes), inputs[1], reference_points
-        )
-    return torch.autograd.grad(output, inputs, grad_output)
+    return ms_deform_attn_fused_reference_backward(
+        grad_output, value, pairs(flat_shapes), projected, reference_points
+    )
 
 
 for _name, _kernel in (
@@ -266,6 +257,10 @@ def _fused_backward(ctx, grad_output: Tensor):
     return grad_value, None, grad_projected, None
 
 
+def _save_nothing(ctx, inputs, output) -> None:
+    pass
+
+
 def _refuse_double_backward(ctx, *grads):
     raise NotImplementedError(
         "deformable attention has no second derivative here; ms_deform_attn_reference has one"
@@ -277,7 +272,7 @@ for _name, _function in (("ms_deform_attn", _backward), ("ms_deform_attn_fused",
     # Registered although it only raises: an unregistered backward gives wrong second derivatives
     # with no more than a warning.
     torch.library.register_autograd(
-        f"{_NAMESPACE}::{_name}_backward", _refuse_double_backward, setup_context=lambda *_: None
+        f"{_NAMESPACE}::{_name}_backward", _refuse_double_backward, setup_context=_save_nothing
     )
 
 

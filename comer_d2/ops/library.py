@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import warnings
 
+import torch  # noqa: F401  the libraries find LibTorch in the process, so it comes first
+
 # Of schemas and their meaning; csrc/ms_deform_attn.h has the same number.
 OP_VERSION = 1
 

@@ -34,13 +34,9 @@ def ms_deform_attn_reference(
     """
     batch, _, heads, head_dim = value.shape
     queries, _, levels, points = attention_weights.shape[1:]
-    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-    # Beyond [-1, 2] every sample is outside even a level of one pixel, so the clamp changes no
-    # result; it keeps huge locations out of grid_sample's integer arithmetic.
-    locations = sampling_locations.to(dtype).nan_to_num(nan=-1.0).clamp(-1.0, 2.0)
-    weights = attention_weights.to(dtype)
+    dtype = _accumulation_dtype(value)
     result = value.new_zeros(batch, queries, heads * head_dim, dtype=dtype)
-    if result.numel() == 0 or levels * points == 0:
+    if result.numel() == 0 or levels * points * value.shape[1] == 0:
         # Keeps the graph: empty inputs have (empty or zero) gradients, too.
         unused = value.sum() * 0 + sampling_locations.sum() * 0 + attention_weights.sum() * 0
         return (result + unused).to(value.dtype)
@@ -48,16 +44,125 @@ def ms_deform_attn_reference(
     for level, (height, width) in enumerate(spatial_shapes):
         if height * width == 0:
             continue
-        image = maps[level].permute(0, 2, 3, 1).reshape(batch * heads, head_dim, height, width)
-        grid = locations[:, :, :, level].transpose(1, 2).flatten(0, 1) * 2 - 1
         sampled = F.grid_sample(
-            image, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+            _image(maps[level], height, width),
+            _grid(sampling_locations[:, :, :, level].to(dtype)),
+            mode="bilinear",
+            padding_mode="zeros",
+            align_corners=False,
         )
-        level_weights = weights[:, :, :, level].permute(0, 2, 1, 3)
-        level_weights = level_weights.reshape(batch * heads, 1, queries, points)
+        level_weights = _by_head(attention_weights[:, :, :, level].to(dtype)).unsqueeze(1)
         level_sum = (sampled * level_weights).sum(-1)
         result = result + level_sum.view(batch, heads * head_dim, queries).transpose(1, 2)
     return result.to(value.dtype)
+
+
+def ms_deform_attn_reference_backward(
+    grad_output: Tensor,
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivative of `ms_deform_attn_reference`, for a place where autograd is not at work.
+
+    Args:
+        grad_output: (N, Q, M * D).
+        value, spatial_shapes, sampling_locations, attention_weights: as of the forward.
+
+    Returns:
+        Gradients of value, sampling_locations and attention_weights, in their shapes and dtypes.
+    """
+    batch, _, heads, head_dim = value.shape
+    queries, points = attention_weights.shape[1], attention_weights.shape[4]
+    dtype = _accumulation_dtype(value)
+    grads = [
+        torch.zeros_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
+        for tensor in (value, sampling_locations, attention_weights)
+    ]
+    grad_value, grad_locations, grad_weights = grads
+    inputs = (value, sampling_locations, attention_weights)
+    sizes = [h * w for h, w in spatial_shapes]
+    grad = grad_output.to(dtype).reshape(batch, queries, heads, head_dim)
+    grad = grad.permute(0, 2, 3, 1).reshape(batch * heads, head_dim, queries, 1)
+    if grad.numel() and points:
+        maps, grad_maps = value.to(dtype).split(sizes, dim=1), grad_value.split(sizes, dim=1)
+        for level, (height, width) in enumerate(spatial_shapes):
+            if height * width == 0:
+                continue
+            image = _image(maps[level], height, width)
+            locations = sampling_locations[:, :, :, level].to(dtype)
+            level_weights = _by_head(attention_weights[:, :, :, level].to(dtype)).unsqueeze(1)
+            grid = _grid(locations)
+            sampled = F.grid_sample(image, grid, padding_mode="zeros", align_corners=False)
+            grad_image, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
+                grad * level_weights, image, grid, 0, 0, False, (True, True)
+            )
+            unflatten = (batch, heads, queries, points)
+            grad_maps[level].copy_(grad_image.view(batch, heads, head_dim, -1).permute(0, 3, 1, 2))
+            level_grad = (grad * sampled).sum(1).view(unflatten).transpose(1, 2)
+            grad_weights[:, :, :, level] = level_grad
+            level_grad = 2 * grad_grid.view(*unflatten, 2).transpose(1, 2)
+            # Beyond the clamp, and for not-a-number, the location has no influence.
+            moves = (locations >= -1) & (locations <= 2)
+            grad_locations[:, :, :, level] = torch.where(moves, level_grad, 0.0)
+    return tuple(grad.to(tensor.dtype) for grad, tensor in zip(grads, inputs))
+
+
+def _accumulation_dtype(value: Tensor) -> torch.dtype:
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+def _image(level: Tensor, height: int, width: int) -> Tensor:
+    """(N, H * W, M, D) as the (N * M, D, H, W) of `grid_sample`."""
+    batch, _, heads, head_dim = level.shape
+    return level.permute(0, 2, 3, 1).reshape(batch * heads, head_dim, height, width)
+
+
+def _by_head(tensor: Tensor) -> Tensor:
+    """(N, Q, M, P, ...) as (N * M, Q, P, ...)."""
+    return tensor.transpose(1, 2).flatten(0, 1)
+
+
+def _grid(locations: Tensor) -> Tensor:
+    """(N, Q, M, P, 2) in [0, 1] as the (N * M, Q, P, 2) in [-1, 1] of `grid_sample`."""
+    # Beyond [-1, 2] every sample is outside even a level of one pixel, so the clamp changes no
+    # result; it keeps huge locations out of grid_sample's integer arithmetic.
+    return _by_head(locations.nan_to_num(nan=-1.0).clamp(-1.0, 2.0)) * 2 - 1
+
+
+def locations_and_weights(
+    spatial_shapes: Sequence[tuple[int, int]],
+    projected: Tensor,
+    reference_points: Tensor,
+    heads: int,
+) -> tuple[Tensor, Tensor]:
+    """Sampling locations and attention weights from raw offsets and logits, in float32 or float64.
+
+    Args:
+        spatial_shapes, projected, reference_points: as of `ms_deform_attn_fused_reference`.
+        heads: M.
+
+    Returns:
+        (N, Q, M, L, P, 2) locations and (N, Q, M, L, P) weights.
+    """
+    batch, queries, size = projected.shape
+    levels = len(spatial_shapes)
+    points = size // (3 * heads * levels) if heads * levels else 0
+    samples = heads * levels * points
+    dtype = _accumulation_dtype(projected)
+    offsets, logits = projected.to(dtype).split([2 * samples, samples], dim=-1)
+    offsets = offsets.reshape(batch, queries, heads, levels, points, 2)
+    reference = reference_points.to(dtype)[:, :, None, :, None]
+    locations = reference + offsets / _level_sizes(spatial_shapes, offsets)
+    weights = logits.reshape(batch, queries, heads, levels * points).softmax(-1)
+    return locations, weights.view(batch, queries, heads, levels, points)
+
+
+def _level_sizes(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+    """(1, 1, 1, L, 1, 2): the (width, height) that divide offsets."""
+    sizes = like.new_tensor([(width, height) for height, width in spatial_shapes])
+    return sizes.view(1, 1, 1, len(spatial_shapes), 1, 2)
 
 
 def ms_deform_attn_fused_reference(
@@ -80,17 +185,38 @@ def ms_deform_attn_fused_reference(
     Returns:
         (N, Q, M * D), in value's dtype.
     """
-    batch, queries, size = projected.shape
-    heads, levels = value.shape[2], len(spatial_shapes)
-    points = size // (3 * heads * levels) if heads * levels else 0
-    dtype = torch.float64 if projected.dtype == torch.float64 else torch.float32
-    samples = heads * levels * points
-    offsets, logits = projected.to(dtype).split([2 * samples, samples], dim=-1)
-    offsets = offsets.reshape(batch, queries, heads, levels, points, 2)
-    logits = logits.reshape(batch, queries, heads, levels * points)
-    sizes = offsets.new_tensor([(width, height) for height, width in spatial_shapes])
-    locations = reference_points.to(dtype)[:, :, None, :, None] + offsets / sizes.view(
-        1, 1, 1, levels, 1, 2
+    locations, weights = locations_and_weights(
+        spatial_shapes, projected, reference_points, value.shape[2]
     )
-    weights = logits.softmax(-1).view(batch, queries, heads, levels, points)
+    if value.dtype == torch.float64:
+        locations, weights = locations.double(), weights.double()
     return attention(value, spatial_shapes, locations, weights)
+
+
+def ms_deform_attn_fused_reference_backward(
+    grad_output: Tensor,
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    projected: Tensor,
+    reference_points: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The derivative of `ms_deform_attn_fused_reference`, where autograd is not at work.
+
+    Args:
+        grad_output: (N, Q, M * D).
+        value, spatial_shapes, projected, reference_points: as of the forward.
+
+    Returns:
+        Gradients of value and projected, in their shapes and dtypes.
+    """
+    locations, weights = locations_and_weights(
+        spatial_shapes, projected, reference_points, value.shape[2]
+    )
+    grad_value, grad_locations, grad_weights = ms_deform_attn_reference_backward(
+        grad_output, value, spatial_shapes, locations, weights
+    )
+    grad_offsets = grad_locations / _level_sizes(spatial_shapes, grad_locations)
+    mean = (weights * grad_weights).sum((-2, -1), keepdim=True)
+    grad_logits = weights * (grad_weights - mean)
+    grad_projected = torch.cat([grad_offsets.flatten(2), grad_logits.flatten(2)], dim=-1)
+    return grad_value, grad_projected.to(projected.dtype)

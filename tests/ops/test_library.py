@@ -1,0 +1,167 @@
+"""The compiled libraries: instruction sets, what happens without one, and that CUDA compiles."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from comer_d2.ops import cpu_capability, library_status
+
+ROOT = Path(__file__).parents[2]
+
+# Runs in a fresh process: the instruction set is chosen once.
+COMPARE = """
+import torch
+from comer_d2.ops import *
+from comer_d2.ops import cpu_capability
+assert cpu_capability() == "{name}", cpu_capability()
+shapes = [(9, 13), (4, 5), (1, 1)]
+for dtype, tolerance in (
+    (torch.float64, 1e-12), (torch.float32, 5e-6), (torch.float16, 2e-3), (torch.bfloat16, 1.2e-2)
+):
+    for head_dim in (1, 3, 8, 12, 24, 32, 64, 96, 200):
+        torch.manual_seed(head_dim)
+        geometry = torch.float64 if dtype == torch.float64 else torch.float32
+        value = torch.randn(2, 138, 3, head_dim).to(dtype).requires_grad_()
+        projected = torch.randn(2, 40, 3 * 3 * 3 * 4).mul(3).to(geometry).requires_grad_()
+        reference = torch.rand(1, 40, 1, 2, dtype=geometry)
+        wide = [tensor.detach().double().requires_grad_() for tensor in (value, projected)]
+        expected = ms_deform_attn_fused_reference(wide[0], shapes, wide[1], reference.double())
+        grad = torch.randn(expected.shape).to(dtype)
+        wanted = [expected, *torch.autograd.grad(expected, wide, grad.double())]
+        fused = ms_deform_attn_fused(value, shapes, projected, reference)
+        plain = ms_deform_attn_fused_reference(
+            value, shapes, projected, reference, attention=ms_deform_attn
+        )
+        for output in (fused, plain):
+            got = [output, *torch.autograd.grad(output, (value, projected), grad)]
+            for a, b in zip(got, wanted):
+                error = (a.double() - b).abs().max() / b.abs().max()
+                assert error < tolerance, (dtype, head_dim, error)
+"""
+
+FALL_BACK = """
+import sys, warnings
+if {hide}:
+    class Hide:
+        def find_spec(self, name, path=None, target=None):
+            if name in ("comer_d2._C", "comer_d2._C_cuda"):
+                raise ImportError("hidden by the test")
+    sys.meta_path.insert(0, Hide())
+else:
+    from comer_d2.ops import library_version_for_test
+import torch
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from comer_d2 import ops
+    torch.manual_seed(0)
+    value = torch.randn(2, 26, 2, 8, requires_grad=True)
+    locations = torch.rand(2, 6, 2, 2, 3, 2, requires_grad=True)
+    weights = torch.rand(2, 6, 2, 2, 3, requires_grad=True)
+    assert not caught, [str(w.message) for w in caught]
+    for _ in range(2):
+        output = ops.ms_deform_attn(value, [(4, 5), (2, 3)], locations, weights)
+        grads = torch.autograd.grad(output.sum(), (value, locations, weights))
+    direct = torch.ops.comer_d2.ms_deform_attn(value, [4, 5, 2, 3], locations, weights)
+    projected = torch.randn(2, 6, 36, requires_grad=True)
+    fused = ops.ms_deform_attn_fused(value, [(4, 5), (2, 3)], projected, torch.rand(1, 6, 1, 2))
+    fused.sum().backward()
+ours = [w for w in caught if issubclass(w.category, ops.OperatorWarning)]
+assert len(ours) == 1, [str(w.message) for w in caught]
+assert "hidden by the test" in str(ours[0].message), ours[0].message
+assert "pip install --no-build-isolation -e ." in str(ours[0].message)
+assert ops.cpu_capability() is None and "hidden" in ops.library_status()["cpu"]
+expected = ops.ms_deform_attn_reference(value, [(4, 5), (2, 3)], locations, weights)
+assert torch.equal(output, expected) and torch.equal(direct, expected)
+for a, b in zip(grads, torch.autograd.grad(expected.sum(), (value, locations, weights))):
+    assert torch.equal(a, b)
+try:
+    ops.ms_deform_attn(value[:, 1:], [(4, 5), (2, 3)], locations, weights)
+except ValueError as error:
+    assert "cover 26 pixels" in str(error)
+else:
+    raise AssertionError("a wrong shape went through")
+compiled = torch.compile(ops.ms_deform_attn, fullgraph=True, backend="aot_eager")
+torch.testing.assert_close(compiled(value, [(4, 5), (2, 3)], locations, weights), expected)
+"""
+
+
+def run(script: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "2", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def instruction_sets() -> list[str]:
+    """From the one in use down to the one that every machine has."""
+    known = ["avx512", "avx2", "sse2"]
+    best = cpu_capability()
+    return known[known.index(best) :] if best in known else [name for name in [best] if name]
+
+
+@pytest.mark.parametrize("name", instruction_sets())
+def test_every_instruction_set_of_this_machine(name):
+    result = run(COMPARE.replace("{name}", name), COMER_D2_CPU_CAPABILITY=name)
+    assert result.returncode == 0, result.stderr
+
+
+def test_an_unknown_instruction_set_is_named():
+    result = run("import comer_d2.ops as o; o.cpu_capability()", COMER_D2_CPU_CAPABILITY="avx1024")
+    assert "COMER_D2_CPU_CAPABILITY must be one of" in result.stderr
+    assert "got avx1024" in result.stderr
+
+
+def test_without_a_library_the_reference_runs_and_one_warning_says_how_to_build():
+    result = run(FALL_BACK.replace("{hide}", "True"))
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_stale_library_is_not_used():
+    script = (
+        FALL_BACK.replace(
+            "    from comer_d2.ops import library_version_for_test\n",
+            "    import types\n"
+            "    stale = types.ModuleType('comer_d2._C'); stale.op_version = 0\n"
+            "    import comer_d2; sys.modules['comer_d2._C'] = stale\n",
+        )
+        .replace("{hide}", "False")
+        .replace("hidden by the test", "is stale (version 0")
+    )
+    script = script.replace('"hidden" in', '"stale" in').replace(
+        "direct = torch.ops.comer_d2.ms_deform_attn(value, [4, 5, 2, 3], locations, weights)",
+        "direct = output",
+    )
+    result = run(script)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_libraries_that_this_machine_can_build_are_built():
+    status = library_status()
+    assert status["cpu"].startswith("compiled"), status
+    if torch.version.cuda and shutil.which("nvcc") and os.environ.get("FORCE_CUDA") != "0":
+        assert status["cuda"] == "compiled", status
+
+
+def test_the_cuda_library_holds_a_kernel_for_every_schema():
+    if library_status()["cuda"] != "compiled":
+        return  # nothing was built, which the test above judges
+    for name in (
+        "ms_deform_attn",
+        "ms_deform_attn_backward",
+        "ms_deform_attn_fused",
+        "ms_deform_attn_fused_backward",
+        "ms_deform_attn_baseline",
+        "ms_deform_attn_baseline_backward",
+    ):
+        has = torch._C._dispatch_has_kernel_for_dispatch_key(f"comer_d2::{name}", "CUDA")
+        assert has, name
