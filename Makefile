@@ -31,4 +31,4 @@ format:  ## mend style and formatting
 	@$(PYTHON) -m ruff format .
 
 benchmark: install  ## time the operator against its PyTorch reference
-	@$(PYTHON) benchmarks/ms_deform_attn.py $(ARGS)
+	@$(PYTHON) benchmarks/op.py $(ARGS)

@@ -1,0 +1,327 @@
+"""Times multi-scale deformable attention against its `grid_sample` formulation.
+
+    python benchmarks/op.py                       # the table, on this machine's CPU
+    python benchmarks/op.py --device cuda --json benchmarks/results/op_cuda.json
+    python benchmarks/op.py --cases T-512 --rounds 3 --malloc default
+
+Implementations take turns within a round; the figures are medians over rounds, ratios are medians of
+the rounds' ratios. On the CPU the script starts itself again with a malloc that gives no page back
+to the kernel (glibc's MALLOC_* settings, named in the result): with the default one grid_sample's
+large temporaries are page-faulted in anew at each call, which flatters every ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+FAULT_FREE_MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 36)}
+
+# name: side of the image, heads, head dimension. Three levels (strides 8, 16, 32), four points, and
+# as many queries as values: 21 HW / 4 tokens at stride 16, the CTI modules' self-attention.
+CASES = {
+    "T-512": (512, 6, 32),
+    "S-512": (512, 6, 64),
+    "B-512": (512, 12, 32),
+    "T-1024": (1024, 6, 32),
+    "S-1024": (1024, 6, 64),
+    "B-1024": (1024, 12, 32),
+    "Mask2Former-512": (512, 8, 32),
+    "Mask2Former-1024": (1024, 8, 32),
+}
+
+
+def grid_sample_formulation(value, shapes, locations, weights):
+    """The usual PyTorch formulation: one grid_sample a level, all samples stacked, one sum."""
+    import torch
+    import torch.nn.functional as F
+
+    batch, _, heads, head_dim = value.shape
+    queries, _, levels, points = weights.shape[1:]
+    grids = 2 * locations - 1
+    sampled = []
+    for level, part in enumerate(value.split([h * w for h, w in shapes], dim=1)):
+        image = part.flatten(2).transpose(1, 2).reshape(batch * heads, head_dim, *shapes[level])
+        grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)
+        sampled.append(
+            F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        )
+    weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, levels * points)
+    output = (torch.stack(sampled, dim=-2).flatten(-2) * weights).sum(-1)
+    return output.view(batch, heads * head_dim, queries).transpose(1, 2).contiguous()
+
+
+def make_inputs(case: str, batch: int, spread: float, device: str):
+    """Queries are the tokens themselves; offsets are normal with `spread` pixels of their level.
+
+    An infinite spread draws the locations uniformly over the level, which no network does.
+    """
+    import torch
+
+    side, heads, head_dim = CASES[case]
+    shapes = [(side // stride, side // stride) for stride in (8, 16, 32)]
+    generator = torch.Generator().manual_seed(0)
+    references = []
+    for height, width in shapes:
+        y, x = torch.meshgrid(
+            (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width,
+            indexing="ij",
+        )  # fmt: skip
+        references.append(torch.stack([x, y], -1).view(-1, 2))
+    reference = torch.cat(references).view(1, -1, 1, 2)
+    queries = reference.shape[1]
+    value = torch.randn(batch, queries, heads, head_dim, generator=generator)
+    offsets = torch.randn(batch, queries, heads, 3, 4, 2, generator=generator)
+    sizes = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32).view(1, 1, 1, 3, 1, 2)
+    if math.isinf(spread):
+        locations = torch.rand(offsets.shape, generator=generator)
+        offsets = (locations - reference[:, :, None, :, None]) * sizes
+    else:
+        offsets = offsets * spread
+    logits = torch.randn(batch, queries, heads, 12, generator=generator)
+    projected = torch.cat([offsets.flatten(2), logits.flatten(2)], dim=-1)
+    return value.to(device), shapes, projected.to(device), reference.to(device)
+
+
+def implementations(case: str, batch: int, spread: float, device: str, names: list[str]):
+    """name -> (forward, inputs with gradients)."""
+    import torch
+
+    from comer_d2 import ops
+    from comer_d2.ops.reference import locations_and_weights
+
+    value, shapes, projected, reference = make_inputs(case, batch, spread, device)
+    locations, weights = locations_and_weights(shapes, projected, reference, value.shape[2])
+    half = value.bfloat16()
+
+    def unfused(value, projected):
+        return ops.ms_deform_attn(
+            value, shapes, *locations_and_weights(shapes, projected, reference, value.shape[2])
+        )
+
+    def baseline(value, locations, weights):
+        flat = [size for shape in shapes for size in shape]
+        return torch.ops.comer_d2.ms_deform_attn_baseline(value, flat, locations, weights)
+
+    known = {
+        "grid_sample": (
+            lambda v, loc, w: grid_sample_formulation(v, shapes, loc, w),
+            (value, locations, weights),
+        ),
+        "comer_d2": (
+            lambda v, loc, w: ops.ms_deform_attn(v, shapes, loc, w),
+            (value, locations, weights),
+        ),
+        "comer_d2 bf16": (
+            lambda v, loc, w: ops.ms_deform_attn(v, shapes, loc, w),
+            (half, locations, weights),
+        ),
+        "unfused": (unfused, (value, projected)),
+        "fused": (
+            lambda v, p: ops.ms_deform_attn_fused(v, shapes, p, reference),
+            (value, projected),
+        ),
+        "baseline": (baseline, (value, locations, weights)),
+    }
+    return {
+        name: (known[name][0], [tensor.detach().clone() for tensor in known[name][1]])
+        for name in names
+    }
+
+
+def timed(call: Callable[[], None], device: str) -> float:
+    """Milliseconds of one call."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def measure(built: dict, direction: str, rounds: int, device: str) -> dict[str, list[float]]:
+    """Milliseconds of every round for each implementation."""
+    import torch
+
+    calls = {}
+    for name, (forward, inputs) in built.items():
+        if direction == "forward":
+
+            def call(forward=forward, inputs=inputs):
+                with torch.no_grad():
+                    forward(*inputs)
+
+        else:
+            inputs = [tensor.requires_grad_() for tensor in inputs]
+            with torch.no_grad():
+                grad = torch.randn_like(forward(*inputs))
+
+            def call(forward=forward, inputs=inputs, grad=grad):
+                torch.autograd.grad(forward(*inputs), inputs, grad)
+
+        calls[name] = call
+    for call in calls.values():
+        call(), call()
+    times = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            # A short call is repeated, and its own median stands for the round.
+            first = timed(call, device)
+            repeats = min(9, int(20 / max(first, 1e-3)))
+            times[name].append(
+                statistics.median([first, *(timed(call, device) for _ in range(repeats))])
+            )
+    return times
+
+
+def peak_memory(case: str, name: str) -> float:
+    """MiB that one forward takes beyond its inputs and before it returns, in a fresh process."""
+    script = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "benchmarks")!r}]
+import torch, op
+forward, inputs = op.implementations({case!r}, 1, 2.0, "cpu", [{name!r}])[{name!r}]
+small, few = op.implementations("T-512", 1, 2.0, "cpu", [{name!r}])[{name!r}]
+def status(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
+with torch.no_grad():
+    small(*few)
+    before = status("VmRSS")
+    open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts anew
+    forward(*inputs)
+print(status("VmHWM") - before)
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    run = [sys.executable, "-c", script]
+    return float(
+        subprocess.run(run, env=environment, capture_output=True, text=True).stdout or "nan"
+    )
+
+
+def machine(device: str) -> dict[str, str]:
+    """What the figures depend on."""
+    import torch
+
+    from comer_d2 import ops
+
+    def read(path: str, key: str) -> str:
+        lines = Path(path).read_text().splitlines() if Path(path).exists() else []
+        return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "?")
+
+    malloc = {k: os.environ[k] for k in FAULT_FREE_MALLOC if k in os.environ}
+    preload = os.environ.get("LD_PRELOAD", "")
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else read("/proc/cpuinfo", "model name"),
+        "threads": str(torch.get_num_threads()),
+        "instruction set": str(ops.cpu_capability()),
+        "allocator": preload or " ".join([platform.libc_ver()[0], *(f"{k}={v}" for k, v in malloc.items())]),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "unset"),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }  # fmt: skip
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(math.log(value) for value in values) / len(values))
+
+
+def run(options: argparse.Namespace) -> dict:
+    import torch
+
+    from comer_d2 import ops
+
+    torch.set_num_threads(options.threads)
+    status = ops.library_status()[options.device]
+    if not status.startswith("compiled"):
+        raise SystemExit(f"there is nothing to measure: {status}")
+    ours = ["comer_d2", "comer_d2 bf16", "unfused", "fused"]
+    rivals = ["grid_sample"] + (["baseline"] if options.device == "cuda" else [])
+    result = {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": machine(options.device),
+        "rows": [],
+    }
+    for direction in ("forward", "forward + backward"):
+        # The baseline's backward is a schema of its own without autograd.
+        names = [n for n in rivals + ours if direction == "forward" or n != "baseline"]
+        print(f"\n{direction}, milliseconds" + " " * 10 + "".join(f"{name:>15}" for name in names)
+              + "    vs grid_sample   bf16/fp32  fused/unfused")  # fmt: skip
+        for case in options.cases:
+            built = implementations(case, options.batch, options.spread, options.device, names)
+            times = measure(built, direction, options.rounds, options.device)
+            median = {name: statistics.median(times[name]) for name in names}
+
+            def ratio(a: str, b: str, times: dict = times) -> float:
+                return statistics.median([x / y for x, y in zip(times[a], times[b])])
+
+            row = {
+                "case": case,
+                "direction": direction,
+                "milliseconds": median,
+                "grid_sample / comer_d2": ratio("grid_sample", "comer_d2"),
+                "bf16 / float32": ratio("comer_d2 bf16", "comer_d2"),
+                "fused / unfused": ratio("fused", "unfused"),
+            }
+            result["rows"].append(row)
+            print(f"{case:<30}" + "".join(f"{median[name]:15.2f}" for name in names)
+                  + f"{row['grid_sample / comer_d2']:17.1f}x{row['bf16 / float32']:12.2f}"
+                  + f"{row['fused / unfused']:15.2f}", flush=True)  # fmt: skip
+        ratios = [
+            r["grid_sample / comer_d2"] for r in result["rows"] if r["direction"] == direction
+        ]
+        result[direction] = {"geometric mean": geometric_mean(ratios), "least": min(ratios)}
+        print(f"geometric mean {geometric_mean(ratios):.1f}x, least {min(ratios):.1f}x")
+    if options.device == "cpu" and options.memory:
+        case = options.cases[-1] if "S-1024" not in options.cases else "S-1024"
+        peak = {name: peak_memory(case, name) for name in ("grid_sample", "comer_d2")}
+        result["peak MiB, forward"] = {"case": case, **peak}
+        print(f"\npeak extra memory of a forward, {case}: "
+              + ", ".join(f"{name} {value:.0f} MiB" for name, value in peak.items()))  # fmt: skip
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--spread", type=float, default=2.0, help="of offsets, pixels; inf: uniform"
+    )
+    parser.add_argument("--malloc", choices=["fault-free", "default"], default="fault-free")
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--json", type=Path, help="where to write the figures as well")
+    options = parser.parse_args()
+    wanted = FAULT_FREE_MALLOC if options.device == "cpu" and options.malloc == "fault-free" else {}
+    if any(os.environ.get(key) != value for key, value in wanted.items()):
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})
+    print("\n".join(f"{key}: {value}" for key, value in machine(options.device).items()))
+    result = run(options)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        temporary = options.json.with_suffix(".tmp")
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        os.replace(temporary, options.json)
+
+
+if __name__ == "__main__":
+    main()
