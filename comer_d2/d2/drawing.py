@@ -57,7 +57,7 @@ def draw_instances(
     classes = instances.get(f"{kind}_classes").tolist()
     masks = instances.get(f"{kind}_masks") if instances.has(f"{kind}_masks") else []
     for mask, label in zip(masks, classes):
-        picture = _draw_mask(picture, torch.as_tensor(mask).numpy(), COLORS[label % len(COLORS)])
+        picture = draw_mask(picture, torch.as_tensor(mask).numpy(), COLORS[label % len(COLORS)])
 
     draw = ImageDraw.Draw(picture)
     for box, label in zip(boxes, classes):
@@ -66,7 +66,7 @@ def draw_instances(
     taken: list[tuple[float, ...]] = []
     for box, label, score in zip(boxes, classes, scores):
         text = class_names[label] if score is None else f"{class_names[label]}  {score:.0%}"
-        taken.append(_draw_label(draw, size, box, text, COLORS[label % len(COLORS)], taken))
+        taken.append(draw_label(draw, size, box, text, COLORS[label % len(COLORS)], taken))
     return picture
 
 
@@ -143,7 +143,7 @@ def save_picture(picture: Image.Image, path: str | os.PathLike) -> Path:
     return path
 
 
-def _draw_mask(picture: Image.Image, mask: np.ndarray, color: tuple[int, int, int]) -> Image.Image:
+def draw_mask(picture: Image.Image, mask: np.ndarray, color: tuple[int, int, int]) -> Image.Image:
     """Lay `color` over the mask, with a solid line along its edge."""
     inside = Image.fromarray(mask.astype(np.uint8) * 255)
     inside = inside.resize(picture.size, Image.Resampling.BICUBIC).point(lambda v: 255 * (v > 127))
@@ -154,7 +154,7 @@ def _draw_mask(picture: Image.Image, mask: np.ndarray, color: tuple[int, int, in
     return Image.composite(Image.new("RGB", picture.size, color), picture, blended)
 
 
-def _draw_label(
+def draw_label(
     draw: ImageDraw.ImageDraw,
     size: tuple[int, int],
     box: np.ndarray,

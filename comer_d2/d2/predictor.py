@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import detectron2.data.transforms as T
 import numpy as np
@@ -53,7 +54,6 @@ class Predictor:
         path = os.fspath(checkpoint)
         load_weights(self.model, read_checkpoint(path)["model"], path)
 
-    @torch.no_grad()
     def __call__(self, image: str | os.PathLike | np.ndarray) -> Instances:
         """Detect the objects of one image.
 
@@ -64,6 +64,19 @@ class Predictor:
             Instances on the CPU, in the image's own coordinates, best score first: `pred_boxes`,
             `scores`, `pred_classes` and, from a model with masks, `pred_masks` (n, h, w) bool.
         """
+        return self.outputs(image)["instances"].to("cpu")
+
+    @torch.no_grad()
+    def outputs(self, image: str | os.PathLike | np.ndarray) -> dict[str, Any]:
+        """Predict everything the model predicts of one image.
+
+        Args:
+            image: path of an image file, or (h, w, 3) uint8, RGB.
+
+        Returns:
+            The model's output, on its device and in the image's own coordinates: `instances`,
+            `sem_seg` (classes, h, w), `panoptic_seg` (ids (h, w), segments), or some of them.
+        """
         if not isinstance(image, np.ndarray):
             image = read_rgb(image)
         height, width = image.shape[:2]
@@ -73,7 +86,7 @@ class Predictor:
         self.augmentation(prepared)
         tensor = torch.as_tensor(np.ascontiguousarray(prepared.image.transpose(2, 0, 1)))
         inputs = {"image": tensor.to(self.device), "height": height, "width": width}
-        return self.model([inputs])[0]["instances"].to("cpu")
+        return self.model([inputs])[0]
 
 
 def read_rgb(path: str | os.PathLike) -> np.ndarray:
@@ -105,13 +118,19 @@ def class_names_of(cfg: DictConfig) -> list[str]:
         One name per class; numbers when the test dataset has no names.
     """
     if "dataset" in cfg:
-        if not cfg.dataset.get("class_names"):
+        if not (cfg.dataset.get("class_names") and cfg.dataset.get("num_classes")):
             resolve_dataset(cfg)
         return list(cfg.dataset.class_names)
     names = OmegaConf.select(cfg, "dataloader.test.dataset.names")
     name = names if isinstance(names, str) or names is None else names[0]
-    known = MetadataCatalog.get(name).get("thing_classes") if name else None
-    return list(known) if known else [str(i) for i in range(cfg.model.roi_heads.num_classes)]
+    metadata = MetadataCatalog.get(name) if name else None
+    if "roi_heads" in cfg.model:
+        known = metadata.get("thing_classes") if metadata else None
+        count = cfg.model.roi_heads.num_classes
+    else:
+        known = metadata.get("stuff_classes") or metadata.get("thing_classes") if metadata else None
+        count = cfg.model.sem_seg_head.num_classes
+    return list(known) if known else [str(i) for i in range(count)]
 
 
 def confident(instances: Instances, threshold: float) -> Instances:
