@@ -12,6 +12,7 @@ import pytest
 import comer_d2
 
 PACKAGE = Path(comer_d2.__file__).parent
+ROOT = PACKAGE.parent
 # The one exception: comer_d2.ViTCoMer is Detectron2's Backbone where that imports, looked up when first asked for.
 LAZY = PACKAGE / "__init__.py"
 CORE = [
@@ -33,7 +34,7 @@ def run_without_detectron2(code: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", WITHOUT_DETECTRON2 + code],
         capture_output=True,
         text=True,
-        cwd=PACKAGE.parent,
+        cwd=ROOT,
         timeout=300,
     )
 
@@ -102,14 +103,21 @@ def test_what_needs_detectron2_says_so_in_one_line() -> None:
     assert "make install" in last
 
 
-def test_training_script_says_so_in_one_line() -> None:
-    root = PACKAGE.parent
+SCRIPTS = [
+    ROOT / "train_net.py",
+    *(path for path in sorted((ROOT / "tools").glob("*.py")) if path.name != "install.py"),
+]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_say_so_too(path: Path) -> None:
+    argument = "--short" if path.name == "quickstart.py" else "--help"
     result = run_without_detectron2(
         f"""
 import runpy
-sys.path.insert(0, {str(root)!r})
-sys.argv = ["train_net.py", "--help"]
-runpy.run_path({str(root / "train_net.py")!r}, run_name="__main__")
+sys.path.insert(0, {str(ROOT)!r})
+sys.argv = [{path.name!r}, {argument!r}]
+runpy.run_path({str(path)!r}, run_name="__main__")
 """
     )
     assert result.returncode != 0
