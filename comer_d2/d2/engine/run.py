@@ -60,6 +60,11 @@ def run(args: argparse.Namespace, cfg: DictConfig | None = None) -> dict[str, An
         return evaluate_only(cfg, args.resume) if args.eval_only else train(cfg, args.resume)
     except FileNotFoundError as e:  # an image, most likely; from a loading process, in a long text
         raise UserError(f"file not found: {str(e).strip().splitlines()[-1]}") from e
+    except UserError as e:
+        if "Original Traceback" not in str(e):
+            raise
+        # From a loading process, behind its stack trace.
+        raise UserError(str(e).rpartition("UserError: ")[2].strip()) from e
 
 
 def evaluate_only(cfg: DictConfig, resume_last: bool = False) -> dict[str, Any]:

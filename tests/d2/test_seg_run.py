@@ -1,0 +1,119 @@
+"""train_net.py on label maps in folders: trains, evaluates, and says which file is wrong."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from comer_d2.d2.data.check_labels import find_wrong_files
+from comer_d2.d2.engine.config import load_config
+from comer_d2.d2.engine.main import main
+from comer_d2.d2.predictor import Predictor
+from comer_d2.d2.segment_drawing import compare_segmentation
+
+TINY = str(Path(__file__).with_name("tiny_upernet.py"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dark pages, 96 x 64, with a bright square."""
+    root = tmp_path_factory.mktemp("label_maps")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 3)):
+        for kind in ("images", "masks"):
+            (root / split / kind / "a").mkdir(parents=True)
+        for number in range(count):
+            image = rng.integers(0, 60, (64, 96, 3), np.uint8)
+            labels = np.zeros((64, 96), np.uint8)
+            y, x = rng.integers(0, 30), rng.integers(0, 60)
+            image[y : y + 30, x : x + 30] += 180
+            labels[y : y + 30, x : x + 30] = 1
+            labels[:2] = 255
+            Image.fromarray(image).save(root / split / "images" / "a" / f"{number}.jpg")
+            Image.fromarray(labels).save(root / split / "masks" / "a" / f"{number}.png")
+    return root
+
+
+def overrides(data: Path) -> list[str]:
+    return [
+        f"dataset.{split}_{kind}={data / split / kind}"
+        for split in ("train", "val")
+        for kind in ("images", "masks")
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("run") / "output"
+    code = main(["--config-file", TINY, *overrides(data), f"train.output_dir={output}"])
+    assert code == 0
+    return output
+
+
+def test_a_run_trains_and_measures(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
+    assert {"loss_sem_seg", "loss_auxiliary", "sem_seg/mIoU"} <= lines[-1].keys()
+    assert lines[-1]["loss_sem_seg"] < lines[0]["loss_sem_seg"]
+    results = json.loads((run / "evaluation.json").read_text())["results"]["sem_seg"]
+    assert 0 <= results["mIoU"] <= 100
+    assert results["IoU-never"] is None
+    assert (run / "model_best.pth").exists()
+
+
+def test_eval_only_gives_the_same(run: Path, data: Path, tmp_path: Path) -> None:
+    arguments = [*overrides(data), f"train.output_dir={tmp_path}"]
+    arguments += ["--eval-only", f"train.init_checkpoint={run / 'model_final.pth'}"]
+    assert main(["--config-file", TINY, *arguments]) == 0
+    first, second = (
+        json.loads((folder / "evaluation.json").read_text())["results"]["sem_seg"]
+        for folder in (run, tmp_path)
+    )
+    assert first == second
+
+
+def test_predicts_and_draws(run: Path, data: Path) -> None:
+    cfg = load_config(str(run / "config.yaml"))
+    predictor = Predictor(cfg, run / "model_final.pth")
+    assert predictor.class_names == ["page", "square", "never"]
+    scores = predictor.outputs(data / "val" / "images" / "a" / "0.jpg")["sem_seg"]
+    assert scores.shape == (3, 64, 96)
+    pairs = compare_segmentation(
+        predictor, "custom_val", "semantic", count=2, picture_side=192, progress=False
+    )
+    assert [picture.size for pair in pairs for picture in pair] == [(192, 128)] * 4
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_wrong_label_stops_with_the_file(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture, workers: int
+) -> None:
+    path = data / "train" / "masks" / "a" / "2.png"
+    before = path.read_bytes()
+    Image.fromarray(np.full((64, 96), 3, np.uint8)).save(path)
+    try:
+        arguments = [*overrides(data), f"train.output_dir={tmp_path}"]
+        arguments.append(f"dataloader.train.num_workers={workers}")
+        assert main(["--config-file", TINY, *arguments]) == 2
+        message = capfd.readouterr().err.splitlines()[-1]
+        assert (
+            f"train_net.py: error: {path}: label 3 is no class of data set 'custom_train'"
+            in message
+        )
+        (problem,) = find_wrong_files("custom_train", progress=False)
+        assert "2.png: label 3 is no class" in problem
+    finally:
+        path.write_bytes(before)
+
+
+def test_a_count_of_classes_that_disagrees(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    arguments = [
+        *overrides(data),
+        f"train.output_dir={tmp_path}",
+        "model.sem_seg_head.num_classes=5",
+    ]
+    assert main(["--config-file", TINY, *arguments]) == 2
+    assert "set model.sem_seg_head.num_classes=3" in capfd.readouterr().err
