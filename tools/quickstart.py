@@ -30,10 +30,10 @@ warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 NAMES = {"comer": "ViT-CoMer", "vit": "plain ViT"}
-SHORT_ITERATIONS = 240
-# Box AP a run has to reach: about 5 below what the seeds tried gave (docs/DATASETS.md).
-LEAST_AP = {"comer": 60.0, "vit": 10.0}
-LEAST_AP_SHORT = {"comer": 10.0, "vit": 0.0}
+SHORT_ITERATIONS = 400
+# Box AP that shows that everything works, below what was measured (docs/DATASETS.md).
+LEAST_AP = {"comer": 60.0, "vit": 45.0}
+LEAST_AP_SHORT = {"comer": 15.0, "vit": 10.0}
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -7,7 +7,11 @@ import os
 
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
-from fvcore.common.param_scheduler import CosineParamScheduler
+from fvcore.common.param_scheduler import (
+    CompositeParamScheduler,
+    ConstantParamScheduler,
+    CosineParamScheduler,
+)
 
 from ..common.data.coco_custom import dataloader, dataset
 from ..common.models.mask_rcnn_comer import model
@@ -73,8 +77,16 @@ train.max_iter = 1000
 train.eval_period = 500
 train.checkpointer.period = 100
 train.checkpointer.max_to_keep = 1
+# Constant for 70 %, then down to 0: so short a run has no time for a long decay.
 lr_multiplier = L(WarmupParamScheduler)(
-    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.0),
+    scheduler=L(CompositeParamScheduler)(
+        schedulers=[
+            L(ConstantParamScheduler)(value=1.0),
+            L(CosineParamScheduler)(start_value=1.0, end_value=0.0),
+        ],
+        lengths=[0.7, 0.3],
+        interval_scaling=["rescaled", "rescaled"],
+    ),
     warmup_length=0.05,
     warmup_factor=0.01,
 )
