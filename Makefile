@@ -7,7 +7,7 @@ ARGS ?=
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format benchmark
+.PHONY: help install quickstart test lint format benchmark sanitize
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,3 +32,6 @@ format:  ## mend style and formatting
 
 benchmark: install  ## time the operator against its PyTorch reference
 	@$(PYTHON) benchmarks/op.py $(ARGS)
+
+sanitize:  ## run the operator's CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+	@PYTHON=$(PYTHON) csrc/sanitize.sh $(ARGS)

@@ -123,8 +123,12 @@ inline void read_levels(Sizes& sizes, const std::vector<int64_t>& spatial_shapes
         height >= 0 && width >= 0 && height <= kMaxLevelSide && width <= kMaxLevelSide,
         "spatial_shapes must hold sizes between 0 and ", kMaxLevelSide, ", got (", height, ", ",
         width, ")");
+    // Every index of a level without pixels is clamped to 0, which must be one that exists.
+    const bool has_pixels = height > 0 && width > 0;
     sizes.levels.push_back(
-        {static_cast<int32_t>(height), static_cast<int32_t>(width), static_cast<int32_t>(start)});
+        has_pixels ? Level{static_cast<int32_t>(height), static_cast<int32_t>(width),
+                           static_cast<int32_t>(start)}
+                   : Level{0, 0, 0});
     start += height * width;
     COMER_D2_CHECK(
         start <= kMaxInt32, "spatial_shapes must cover fewer than 2**31 pixels, got ", start);
