@@ -213,6 +213,13 @@ print(status("VmHWM") - before)
     )
 
 
+def restart_without_page_faults() -> None:
+    """Starts this process again with a malloc that keeps its pages, unless it has that already."""
+    if any(os.environ.get(key) != value for key, value in FAULT_FREE_MALLOC.items()):
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **FAULT_FREE_MALLOC})
+
+
 def machine(device: str) -> dict[str, str]:
     """What the figures depend on."""
     import torch
@@ -310,10 +317,8 @@ def main() -> None:
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--json", type=Path, help="where to write the figures as well")
     options = parser.parse_args()
-    wanted = FAULT_FREE_MALLOC if options.device == "cpu" and options.malloc == "fault-free" else {}
-    if any(os.environ.get(key) != value for key, value in wanted.items()):
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})
+    if options.device == "cpu" and options.malloc == "fault-free":
+        restart_without_page_faults()
     print("\n".join(f"{key}: {value}" for key, value in machine(options.device).items()))
     result = run(options)
     if options.json:
