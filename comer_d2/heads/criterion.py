@@ -1,0 +1,167 @@
+"""Mask2Former's losses."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .matcher import HungarianMatcher
+from .points import sample_points
+
+
+class SetCriterion(nn.Module):
+    """Class and mask losses of matched queries, for every prediction of the decoder.
+
+    Source: Sec. 3.3 of arXiv 2112.01527.
+
+    Args:
+        num_classes: classes K, without the no-object class.
+        matcher: assigns objects to queries.
+        class_weight: weight of the cross entropy of the classes.
+        mask_weight: weight of the masks' binary cross entropy.
+        dice_weight: weight of the masks' dice loss.
+        no_object_weight: weight of the no-object class in the cross entropy.
+        num_points: points at which masks are compared.
+        oversample_ratio: so many times more points are drawn to choose from.
+        importance_sample_ratio: share of the points that lie where the mask is least certain.
+        rand: shape, device -> uniform numbers in [0, 1); a test may bring its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        matcher: HungarianMatcher,
+        class_weight: float = 2.0,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        no_object_weight: float = 0.1,
+        num_points: int = 12544,
+        oversample_ratio: float = 3.0,
+        importance_sample_ratio: float = 0.75,
+        rand: Callable[..., Tensor] = torch.rand,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.weights = {"loss_ce": class_weight, "loss_mask": mask_weight, "loss_dice": dice_weight}
+        self.num_points = num_points
+        self.oversample_ratio = oversample_ratio
+        self.importance_sample_ratio = importance_sample_ratio
+        self.rand = rand
+        empty_weight = torch.ones(num_classes + 1)
+        empty_weight[-1] = no_object_weight
+        self.register_buffer("empty_weight", empty_weight)
+
+    def forward(
+        self, outputs: dict[str, object], targets: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Weighted losses of the last prediction and of all before.
+
+        Args:
+            outputs: ``pred_logits`` (B, Q, K + 1), ``pred_masks`` (B, Q, h, w), ``aux_outputs``.
+            targets: of every image ``labels`` (n,) and ``masks`` (n, H, W), 0 and 1, all of the
+                padded size of the batch.
+
+        Returns:
+            ``loss_ce``, ``loss_mask``, ``loss_dice``, and with ``_0``, ``_1``, ... those of
+            ``aux_outputs``.
+
+        Raises:
+            ValueError: if the targets' masks differ in size.
+        """
+        sizes = {tuple(target["masks"].shape[-2:]) for target in targets}
+        if len(sizes) != 1:
+            raise ValueError(f"target masks must all have one padded size, got {sorted(sizes)}")
+        num_masks = self.mean_number_of_masks(targets, outputs["pred_logits"].device)
+        losses = {}
+        predictions = {"": outputs}
+        predictions |= {f"_{i}": aux for i, aux in enumerate(outputs["aux_outputs"])}
+        for suffix, prediction in predictions.items():
+            for name, loss in self.losses(prediction, targets, num_masks).items():
+                losses[name + suffix] = loss * self.weights[name]
+        return losses
+
+    def losses(
+        self, prediction: dict[str, Tensor], targets: list[dict[str, Tensor]], num_masks: Tensor
+    ) -> dict[str, Tensor]:
+        """The three losses of one prediction, not weighted."""
+        matches = self.matcher(prediction, targets)
+        loss_ce = self.class_loss(prediction["pred_logits"], targets, matches)
+        loss_mask, loss_dice = self.mask_losses(
+            prediction["pred_masks"], targets, matches, num_masks
+        )
+        return {"loss_ce": loss_ce, "loss_mask": loss_mask, "loss_dice": loss_dice}
+
+    def class_loss(
+        self,
+        logits: Tensor,
+        targets: list[dict[str, Tensor]],
+        matches: Sequence[tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """Cross entropy of all queries; those without an object are to say so."""
+        labels = torch.full(logits.shape[:2], self.num_classes, device=logits.device)
+        for i, (queries, objects) in enumerate(matches):
+            labels[i, queries.to(labels.device)] = targets[i]["labels"][objects.to(labels.device)]
+        return F.cross_entropy(logits.float().transpose(1, 2), labels, self.empty_weight)
+
+    def mask_losses(
+        self,
+        masks: Tensor,
+        targets: list[dict[str, Tensor]],
+        matches: Sequence[tuple[Tensor, Tensor]],
+        num_masks: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Binary cross entropy and dice loss of the matched masks, at chosen points."""
+        matched = torch.cat(
+            [masks[i, queries.to(masks.device)] for i, (queries, _) in enumerate(matches)]
+        )[:, None]
+        wanted = torch.cat(
+            [
+                target["masks"][objects.to(target["masks"].device)]
+                for target, (_, objects) in zip(targets, matches, strict=True)
+            ]
+        )[:, None]
+        with torch.no_grad():
+            points = self.choose_points(matched)
+            labels = sample_points(wanted, points)[:, 0]
+        logits = sample_points(matched, points)[:, 0]
+        bce = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        probability = logits.sigmoid()
+        overlap = 2 * (probability * labels).sum(dim=1)
+        total = probability.sum(dim=1) + labels.sum(dim=1)
+        dice = 1 - (overlap + 1) / (total + 1)
+        return bce.mean(dim=1).sum() / num_masks, dice.sum() / num_masks
+
+    def choose_points(self, masks: Tensor) -> Tensor:
+        """Points where the masks are least certain, and some at random.
+
+        Source: PointRend, Sec. 3.1 of arXiv 1912.08193.
+
+        Args:
+            masks: (M, 1, h, w), logits.
+
+        Returns:
+            (M, num_points, 2) in [0, 1).
+        """
+        count = len(masks)
+        candidates = self.rand(
+            (count, int(self.num_points * self.oversample_ratio), 2), device=masks.device
+        )
+        certainty = sample_points(masks, candidates)[:, 0].abs()
+        num_uncertain = int(self.importance_sample_ratio * self.num_points)
+        chosen = certainty.topk(num_uncertain, dim=1, largest=False).indices
+        uncertain = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
+        random = self.rand((count, self.num_points - num_uncertain, 2), device=masks.device)
+        return torch.cat([uncertain, random], dim=1)
+
+    @staticmethod
+    def mean_number_of_masks(targets: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        """Objects per process, at least 1: the mask losses' common denominator."""
+        count = torch.tensor(float(sum(len(target["labels"]) for target in targets)), device=device)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(count)
+            count = count / dist.get_world_size()
+        return count.clamp(min=1)

@@ -1,0 +1,31 @@
+"""Mask2Former's head: pixel decoder and mask decoder."""
+
+from torch import Tensor, nn
+
+from .mask_decoder import MaskedTransformerDecoder
+from .pixel_decoder import MSDeformAttnPixelDecoder
+
+
+class Mask2FormerHead(nn.Module):
+    """Backbone features -> classes and masks of all queries.
+
+    As ``sem_seg_head`` of a model its parameters have the official project's names.
+
+    Source: arXiv 2112.01527.
+
+    Args:
+        pixel_decoder: the pixel decoder.
+        predictor: the mask decoder.
+    """
+
+    def __init__(
+        self, pixel_decoder: MSDeformAttnPixelDecoder, predictor: MaskedTransformerDecoder
+    ) -> None:
+        super().__init__()
+        self.pixel_decoder = pixel_decoder
+        self.predictor = predictor
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, object]:
+        """Name -> (B, C_i, H_i, W_i) -> the mask decoder's ``pred_logits``, ``pred_masks``, ``aux_outputs``."""
+        mask_features, maps = self.pixel_decoder(features)
+        return self.predictor(maps[: self.predictor.num_levels], mask_features)

@@ -1,0 +1,258 @@
+"""Mask2Former's transformer decoder: queries that look where their own mask is."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..network.levels import map_to_tokens
+from .pixel_decoder import sine_position_encoding
+
+
+class MaskedTransformerDecoder(nn.Module):
+    """Queries -> classes and masks, refined layer by layer.
+
+    Parameters have the names of the official project, so that its checkpoints load.
+
+    Source: Sec. 3.2 of arXiv 2112.01527.
+
+    Args:
+        in_channels: channels of the pixel decoder's maps.
+        num_classes: classes K, without the no-object class.
+        hidden_dim: channels C of a query.
+        mask_dim: channels of the mask features.
+        num_queries: queries Q.
+        num_heads: attention heads.
+        num_layers: decoder layers; there is one prediction more. (The official project's
+            DEC_LAYERS counts the predictions.)
+        ffn_dim: hidden channels of the feed-forward networks.
+        num_levels: maps that the layers take in turn.
+        enforce_input_project: project the maps even where they have C channels already.
+
+    Raises:
+        ValueError: if ``hidden_dim`` is not a multiple of ``num_heads`` and of 4.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 256,
+        num_classes: int,
+        hidden_dim: int = 256,
+        mask_dim: int = 256,
+        num_queries: int = 100,
+        num_heads: int = 8,
+        num_layers: int = 9,
+        ffn_dim: int = 2048,
+        num_levels: int = 3,
+        enforce_input_project: bool = False,
+    ) -> None:
+        super().__init__()
+        if hidden_dim % num_heads or hidden_dim % 4:
+            raise ValueError(
+                f"hidden_dim {hidden_dim} must be a multiple of num_heads {num_heads} and of 4"
+            )
+        self.num_levels = num_levels
+        self.transformer_self_attention_layers = nn.ModuleList(
+            SelfAttentionLayer(hidden_dim, num_heads) for _ in range(num_layers)
+        )
+        self.transformer_cross_attention_layers = nn.ModuleList(
+            CrossAttentionLayer(hidden_dim, num_heads) for _ in range(num_layers)
+        )
+        self.transformer_ffn_layers = nn.ModuleList(
+            FFNLayer(hidden_dim, ffn_dim) for _ in range(num_layers)
+        )
+        self.decoder_norm = nn.LayerNorm(hidden_dim)
+        self.query_feat = nn.Embedding(num_queries, hidden_dim)
+        self.query_embed = nn.Embedding(num_queries, hidden_dim)
+        self.level_embed = nn.Embedding(num_levels, hidden_dim)
+        project = in_channels != hidden_dim or enforce_input_project
+        self.input_proj = nn.ModuleList(
+            nn.Conv2d(in_channels, hidden_dim, 1) if project else nn.Identity()
+            for _ in range(num_levels)
+        )
+        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
+        self.mask_embed = MLP([hidden_dim, hidden_dim, hidden_dim, mask_dim])
+        for conv in self.input_proj:
+            if isinstance(conv, nn.Conv2d):
+                nn.init.kaiming_uniform_(conv.weight, a=1)
+                nn.init.zeros_(conv.bias)
+
+    def forward(self, maps: Sequence[Tensor], mask_features: Tensor) -> dict[str, object]:
+        """Predicts classes and masks.
+
+        Args:
+            maps: ``num_levels`` of (B, in_channels, H_i, W_i), coarsest first.
+            mask_features: (B, mask_dim, H, W).
+
+        Returns:
+            ``pred_logits`` (B, Q, K + 1), the last class for no object; ``pred_masks``
+            (B, Q, H, W), logits; ``aux_outputs``: the same two of every prediction before, from
+            the first on.
+        """
+        memory, positions = self.memory(maps)
+        batch = mask_features.shape[0]
+        x = self.query_feat.weight.expand(batch, -1, -1)
+        query_position = self.query_embed.weight
+        predictions = [self.predict(x, mask_features)]
+        layers = zip(
+            self.transformer_cross_attention_layers,
+            self.transformer_self_attention_layers,
+            self.transformer_ffn_layers,
+            strict=True,
+        )
+        for i, (cross_attention, self_attention, ffn) in enumerate(layers):
+            level = i % self.num_levels
+            allowed = attention_mask(predictions[-1]["pred_masks"], maps[level].shape[-2:])
+            x = cross_attention(x, query_position, memory[level], positions[level], allowed)
+            x = self_attention(x, query_position)
+            x = ffn(x)
+            predictions.append(self.predict(x, mask_features))
+        return {**predictions[-1], "aux_outputs": predictions[:-1]}
+
+    def memory(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Maps (B, in_channels, H_i, W_i) -> tokens (B, H_i*W_i, C), positions (H_i*W_i, C)."""
+        memory, positions = [], []
+        for feature, proj, embed in zip(
+            maps, self.input_proj, self.level_embed.weight, strict=True
+        ):
+            tokens = map_to_tokens(proj(feature)) + embed
+            memory.append(tokens)
+            positions.append(
+                sine_position_encoding(*feature.shape[-2:], tokens.shape[-1], tokens.device)
+            )
+        return memory, positions
+
+    def predict(self, x: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
+        """Queries (B, Q, C) -> their classes (B, Q, K + 1) and masks (B, Q, H, W), logits."""
+        x = self.decoder_norm(x)
+        masks = torch.einsum("bqc,bchw->bqhw", self.mask_embed(x), mask_features)
+        return {"pred_logits": self.class_embed(x), "pred_masks": masks}
+
+
+def attention_mask(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Where every query may look: inside its own mask, or everywhere if that is empty.
+
+    Args:
+        masks: (B, Q, H, W), logits.
+        size: (h, w) of the map that is looked at.
+
+    Returns:
+        (B, 1, Q, h*w) bool, True where attention is allowed; the same for all heads. No gradient.
+    """
+    masks = masks.detach().float()
+    masks = F.interpolate(masks, size=tuple(size), mode="bilinear", align_corners=False)
+    allowed = (masks.sigmoid() >= 0.5).flatten(2)
+    return (allowed | ~allowed.any(dim=-1, keepdim=True))[:, None]
+
+
+class MultiheadAttention(nn.Module):
+    """Attention with the parameters of ``nn.MultiheadAttention`` and a mask shared by the heads.
+
+    (That one wants a copy of the mask for every head.)
+
+    Args:
+        dim: channels C.
+        num_heads: attention heads.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None
+    ) -> Tensor:
+        """Attends from (B, Q, C) to (B, N, C); ``allowed``: (B, 1, Q, N) bool. Returns (B, Q, C)."""
+        projected = [
+            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for x, weight, bias in zip(
+                (query, key, value),
+                self.in_proj_weight.chunk(3),
+                self.in_proj_bias.chunk(3),
+                strict=True,
+            )
+        ]
+        x = F.scaled_dot_product_attention(*projected, attn_mask=allowed)
+        return self.out_proj(x.transpose(1, 2).flatten(2))
+
+
+class CrossAttentionLayer(nn.Module):
+    """Queries look at a map; post-norm. Arguments as of :class:`MultiheadAttention`."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.multihead_attn = MultiheadAttention(dim, num_heads)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        query_position: Tensor,
+        memory: Tensor,
+        position: Tensor,
+        allowed: Tensor,
+    ) -> Tensor:
+        """Queries (B, Q, C), their positions (Q, C), tokens (B, N, C), theirs (N, C) -> (B, Q, C)."""
+        update = self.multihead_attn(x + query_position, memory + position, memory, allowed)
+        return self.norm(x + update)
+
+
+class SelfAttentionLayer(nn.Module):
+    """Queries look at each other; post-norm. Arguments as of :class:`MultiheadAttention`."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.self_attn = MultiheadAttention(dim, num_heads)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, query_position: Tensor) -> Tensor:
+        """Queries (B, Q, C), their positions (Q, C) -> (B, Q, C)."""
+        query = x + query_position
+        return self.norm(x + self.self_attn(query, query, x))
+
+
+class FFNLayer(nn.Module):
+    """Feed-forward network of a query; post-norm.
+
+    Args:
+        dim: channels C.
+        hidden_dim: hidden channels.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(dim, hidden_dim)
+        self.linear2 = nn.Linear(hidden_dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Queries (B, Q, C) -> (B, Q, C)."""
+        return self.norm(x + self.linear2(F.relu(self.linear1(x))))
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them.
+
+    Args:
+        dims: channels of the input, between the layers, and of the output.
+    """
+
+    def __init__(self, dims: Sequence[int]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(dims[i], dims[i + 1]) for i in range(len(dims) - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dims[0]) -> (..., dims[-1])."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)

@@ -1,0 +1,234 @@
+"""Mask2Former's pixel decoder: deformable attention over the coarse maps, an FPN for the fine ones."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..network.deform_attn import MSDeformAttn
+from ..network.levels import Geometry, Levels
+
+
+class MSDeformAttnPixelDecoder(nn.Module):
+    """Backbone features -> features for the mask decoder and for the masks.
+
+    Parameters have the names of the official project, so that its checkpoints load.
+
+    Source: Sec. 3.2.1 of arXiv 2112.01527.
+
+    Args:
+        in_features: names of the backbone's maps, finest first, the first at stride 4.
+        in_channels: channels of each.
+        transformer_in_features: those of ``in_features`` that the encoder works on, the coarsest
+            ones; an FPN brings the result up to the others.
+        conv_dim: channels C of the encoder and the FPN.
+        mask_dim: channels of the mask features.
+        num_heads: attention heads.
+        num_layers: encoder layers.
+        ffn_dim: hidden channels of their feed-forward networks.
+        num_points: sampling points per head and level.
+        norm_groups: groups of the group norms.
+
+    Raises:
+        ValueError: for arguments that do not fit together, naming them.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
+        in_channels: Sequence[int],
+        transformer_in_features: Sequence[str] = ("res3", "res4", "res5"),
+        conv_dim: int = 256,
+        mask_dim: int = 256,
+        num_heads: int = 8,
+        num_layers: int = 6,
+        ffn_dim: int = 1024,
+        num_points: int = 4,
+        norm_groups: int = 32,
+    ) -> None:
+        super().__init__()
+        num_levels = len(transformer_in_features)
+        if list(in_features[len(in_features) - num_levels :]) != list(transformer_in_features):
+            raise ValueError(
+                f"transformer_in_features {list(transformer_in_features)} must be the last of "
+                f"in_features {list(in_features)}"
+            )
+        if len(in_features) != len(in_channels):
+            raise ValueError(f"{len(in_features)} in_features, but in_channels {list(in_channels)}")
+        if conv_dim % norm_groups or conv_dim % 4:
+            raise ValueError(
+                f"conv_dim {conv_dim} must be a multiple of norm_groups {norm_groups}, and of 4 "
+                "for the position encoding"
+            )
+        # Coarsest first, as in the official project.
+        self.encoder_features = list(transformer_in_features)[::-1]
+        self.fpn_features = list(in_features[: len(in_features) - num_levels])
+        channels = dict(zip(in_features, in_channels, strict=True))
+        self.conv_dim = conv_dim
+        self.input_proj = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels[name], conv_dim, 1), nn.GroupNorm(norm_groups, conv_dim)
+            )
+            for name in self.encoder_features
+        )
+        self.transformer = Encoder(conv_dim, num_levels, num_layers, num_heads, num_points, ffn_dim)
+        self.mask_features = nn.Conv2d(conv_dim, mask_dim, 1)
+        for k, name in enumerate(self.fpn_features, start=1):
+            self.add_module(f"adapter_{k}", ConvNorm(channels[name], conv_dim, 1, norm_groups))
+            self.add_module(f"layer_{k}", ConvNorm(conv_dim, conv_dim, 3, norm_groups))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialises from scratch, as the official project does."""
+        for proj, _ in self.input_proj:
+            nn.init.xavier_uniform_(proj.weight)
+            nn.init.zeros_(proj.bias)
+        for module in self.children():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Decodes the maps of a backbone.
+
+        Args:
+            features: name -> (B, C_i, H_i, W_i), at least those of ``in_features``.
+
+        Returns:
+            The mask features (B, mask_dim, H, W) at the finest stride, and the maps (B, conv_dim,
+            H_i, W_i) for the mask decoder, coarsest first.
+        """
+        maps = [
+            proj(features[name])
+            for name, proj in zip(self.encoder_features, self.input_proj, strict=True)
+        ]
+        maps = self.transformer(maps)
+        finest = maps[-1]
+        for k in range(len(self.fpn_features), 0, -1):
+            lateral = getattr(self, f"adapter_{k}")(features[self.fpn_features[k - 1]])
+            finest = lateral + F.interpolate(
+                finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False
+            )
+            finest = F.relu(getattr(self, f"layer_{k}")(finest))
+        return self.mask_features(finest), maps
+
+
+class ConvNorm(nn.Conv2d):
+    """A convolution without bias and the group norm after it.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: odd side of the kernel.
+        norm_groups: groups of the norm.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, norm_groups: int
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
+        )
+        self.norm = nn.GroupNorm(norm_groups, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        return self.norm(super().forward(x))
+
+
+class Encoder(nn.Module):
+    """Deformable self-attention among the tokens of several maps.
+
+    Args:
+        dim: channels C of a token.
+        num_levels: number of maps.
+        num_layers: layers.
+        num_heads: attention heads.
+        num_points: sampling points per head and level.
+        ffn_dim: hidden channels of the feed-forward networks.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_levels: int,
+        num_layers: int,
+        num_heads: int,
+        num_points: int,
+        ffn_dim: int,
+    ) -> None:
+        super().__init__()
+        self.level_embed = nn.Parameter(torch.empty(num_levels, dim))
+        nn.init.normal_(self.level_embed)
+        self.encoder = nn.Module()  # only for its name in the checkpoints
+        self.encoder.layers = nn.ModuleList(
+            EncoderLayer(dim, num_levels, num_heads, num_points, ffn_dim) for _ in range(num_layers)
+        )
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Maps (B, C, H_i, W_i), coarsest first -> maps of the same shapes."""
+        levels = Levels(tuple(tuple(m.shape[-2:]) for m in maps))
+        x = levels.merge(maps)
+        position = torch.cat(
+            [
+                sine_position_encoding(h, w, x.shape[-1], x.device) + embed
+                for (h, w), embed in zip(levels.spatial_shapes, self.level_embed, strict=True)
+            ]
+        )
+        geometry = levels.geometry(x.device, x.dtype)
+        for layer in self.encoder.layers:
+            x = layer(x, position, geometry)
+        return levels.maps(x)
+
+
+class EncoderLayer(nn.Module):
+    """One post-norm layer of the encoder; arguments as of :class:`Encoder`."""
+
+    def __init__(
+        self, dim: int, num_levels: int, num_heads: int, num_points: int, ffn_dim: int
+    ) -> None:
+        super().__init__()
+        self.self_attn = MSDeformAttn(dim, num_levels, num_heads, num_points)
+        self.norm1 = nn.LayerNorm(dim)
+        self.linear1 = nn.Linear(dim, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, x: Tensor, position: Tensor, geometry: Geometry) -> Tensor:
+        """Tokens (B, S, C) and their positions (S, C) -> tokens (B, S, C)."""
+        x = self.norm1(x + self.self_attn(x + position, x, geometry))
+        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+
+
+def sine_position_encoding(height: int, width: int, dim: int, device: torch.device) -> Tensor:
+    """Position encoding of a map: half of the channels for y, half for x.
+
+    Positions count from 1 and are scaled to 2 pi over the map; a channel pair is the sine and the
+    cosine of the position at one of ``dim / 4`` frequencies, from 1 down to 1/10000.
+
+    Args:
+        height: rows H.
+        width: columns W.
+        dim: channels C, a multiple of 4.
+        device: of the result.
+
+    Returns:
+        (H*W, C) float32.
+    """
+
+    def axis(size: int) -> Tensor:
+        position = torch.arange(1, size + 1, device=device, dtype=torch.float32)
+        position = position / (size + 1e-6) * (2 * math.pi)
+        pairs = torch.arange(dim // 4, device=device, dtype=torch.float32)
+        angle = position[:, None] / 10000 ** (2 * pairs / (dim // 2))
+        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+    y = axis(height)[:, None].expand(-1, width, -1)
+    x = axis(width)[None].expand(height, -1, -1)
+    return torch.cat([y, x], dim=-1).flatten(0, 1)

@@ -1,0 +1,235 @@
+"""Parity with the official Mask2Former, on numbers made by running it with random weights."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from comer_d2.heads.criterion import SetCriterion
+from comer_d2.heads.mask2former import Mask2FormerHead
+from comer_d2.heads.mask_decoder import MaskedTransformerDecoder, attention_mask
+from comer_d2.heads.matcher import HungarianMatcher
+from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder, sine_position_encoding
+
+KEYS = Path(__file__).parents[1] / "data" / "keys_m2f.txt"
+RENAMED = {"p2": "res2", "p3": "res3", "p4": "res4", "p5": "res5"}
+ATOL = 1e-5
+GRADIENT_RTOL = 1e-4  # of the tensor's absolute maximum
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def read_head(path: Path) -> tuple[dict[str, Tensor], Mask2FormerHead, dict[str, Tensor]]:
+    """The file's tensors, the head with its parameters, and its inputs."""
+    tensors = load_file(path)
+    config = json.loads(path.with_suffix(".json").read_text())["config"]
+    names = [RENAMED[name] for name in config["names"]]
+    pixel_decoder = MSDeformAttnPixelDecoder(
+        in_features=names,
+        in_channels=config["in_channels"],
+        transformer_in_features=[RENAMED[name] for name in config["transformer_in_features"]],
+        conv_dim=config["conv_dim"],
+        mask_dim=config["mask_dim"],
+        num_heads=config["nheads"],
+        num_layers=config["enc_layers"],
+        ffn_dim=config["enc_ffn"],
+    )
+    predictor = MaskedTransformerDecoder(
+        in_channels=config["conv_dim"],
+        num_classes=config["num_classes"],
+        hidden_dim=config["hidden_dim"],
+        mask_dim=config["mask_dim"],
+        num_queries=config["num_queries"],
+        num_heads=config["nheads"],
+        num_layers=config["dec_layers"],
+        ffn_dim=config["dec_ffn"],
+        enforce_input_project=config["enforce_input_project"],
+    )
+    assert not config["pre_norm"]
+    head = Mask2FormerHead(pixel_decoder, predictor)
+    head.load_state_dict(under("param.", tensors), strict=True)
+    inputs = {RENAMED[k]: v.requires_grad_() for k, v in under("input.", tensors).items()}
+    return tensors, head.eval(), inputs
+
+
+@pytest.mark.golden("m2f_head_*.safetensors")
+def test_head(golden_path: Path) -> None:
+    tensors, head, inputs = read_head(golden_path)
+    encoded: list[Tensor] = []
+    for layer in head.pixel_decoder.transformer.encoder.layers:
+        layer.register_forward_hook(lambda module, args, output: encoded.append(output))
+    mask_features, maps = head.pixel_decoder(inputs)
+    for number, output in enumerate(encoded):
+        close(output, tensors[f"inter.encoder_layer.{number}"])
+    for number, output in enumerate(maps):
+        close(output, tensors[f"inter.multi_scale.{number}"])
+    close(mask_features, tensors["output.mask_features"])
+
+    outputs = head(inputs)
+    close(outputs["pred_logits"], tensors["output.pred_logits"])
+    close(outputs["pred_masks"], tensors["output.pred_masks"])
+    for number, output in enumerate(outputs["aux_outputs"]):
+        close(output["pred_logits"], tensors[f"output.aux.{number}.pred_logits"])
+        close(output["pred_masks"], tensors[f"output.aux.{number}.pred_masks"])
+
+
+@pytest.mark.golden("m2f_head_*.safetensors")
+def test_positions_and_attention_masks(golden_path: Path) -> None:
+    tensors, head, inputs = read_head(golden_path)
+    for expected in under("inter.pos.", tensors).values():
+        channels, *size = expected.shape[1:]
+        found = sine_position_encoding(*size, channels, expected.device)
+        close(found, expected[0].flatten(1).T)
+    outputs = head(inputs)
+    predictions = [*outputs["aux_outputs"], outputs]
+    _, maps = head.pixel_decoder(inputs)
+    for number, expected in sorted(under("inter.attn_mask.", tensors).items()):
+        # The official masks are repeated for every head, 1 where a query may not look, and not yet
+        # opened for queries that may look nowhere.
+        size = maps[int(number) % len(maps)].shape[-2:]
+        allowed = attention_mask(predictions[int(number)]["pred_masks"], size)
+        expected = expected.unflatten(0, (len(allowed), -1)) == 0
+        expected |= ~expected.any(dim=-1, keepdim=True)
+        assert (allowed == expected).all()
+
+
+@pytest.mark.golden("m2f_head_*.safetensors")
+def test_gradients(golden_path: Path) -> None:
+    tensors, head, inputs = read_head(golden_path)
+    outputs = head(inputs)
+    predictions = [outputs, *outputs["aux_outputs"]]
+    loss = sum(
+        p[name].square().mean() for p in predictions for name in ("pred_logits", "pred_masks")
+    )
+    torch.testing.assert_close(loss, tensors["grad.loss"].squeeze(), rtol=1e-5, atol=1e-5)
+    loss.backward()
+    parameters = dict(head.named_parameters())
+    for name, expected in under("grad.param.", tensors).items():
+        # 2e-6: biases in front of a norm have no gradient but noise.
+        close(parameters[name].grad, expected, GRADIENT_RTOL * expected.abs().max().item() + 2e-6)
+    for name, expected in under("grad.input.", tensors).items():
+        close(inputs[RENAMED[name]].grad, expected, GRADIENT_RTOL * expected.abs().max().item())
+    assert len(under("grad.param.", tensors)) == len(parameters)
+
+
+class Draws(list[Tensor]):
+    """Random numbers to be used in order, instead of new ones."""
+
+    def __call__(self, shape: tuple[int, ...], *, device: torch.device) -> Tensor:
+        draw = self.pop(0)
+        assert tuple(draw.shape) == tuple(shape)
+        return draw
+
+
+def read_criterion(
+    path: Path, draws: Draws
+) -> tuple[dict, dict[str, Tensor], SetCriterion, dict, list[dict]]:
+    tensors = load_file(path)
+    about = json.loads(path.with_suffix(".json").read_text())
+    weights = about["weights"]
+    matcher = HungarianMatcher(
+        cost_class=weights["loss_ce"],
+        cost_mask=weights["loss_mask"],
+        cost_dice=weights["loss_dice"],
+        num_points=about["num_points"],
+        rand=draws,
+    )
+    criterion = SetCriterion(
+        num_classes=about["num_classes"],
+        matcher=matcher,
+        class_weight=weights["loss_ce"],
+        mask_weight=weights["loss_mask"],
+        dice_weight=weights["loss_dice"],
+        no_object_weight=about["eos_coef"],
+        num_points=about["num_points"],
+        oversample_ratio=about["oversample_ratio"],
+        importance_sample_ratio=about["importance_sample_ratio"],
+        rand=draws,
+    )
+
+    def prediction(name: str) -> dict[str, Tensor]:
+        found = under(f"input.{name}.", tensors)
+        return {key: value.requires_grad_() for key, value in found.items()}
+
+    outputs = prediction("final")
+    outputs["aux_outputs"] = [prediction(f"aux.{i}") for i in range(about["aux_layers"])]
+    targets = [
+        {"labels": tensors[f"target.{i}.labels"], "masks": tensors[f"target.{i}.masks"].bool()}
+        for i in range(len(about["target_counts"]))
+    ]
+    return about, tensors, criterion, outputs, targets
+
+
+@pytest.mark.golden("m2f_criterion*.safetensors")
+def test_losses_and_gradients(golden_path: Path) -> None:
+    draws = Draws()
+    about, tensors, criterion, outputs, targets = read_criterion(golden_path, draws)
+    draws += [tensors[name] for name in sorted(tensors) if name.startswith("rand.")]
+    losses = criterion(outputs, targets)
+    assert not draws  # every one was used
+    weights = about["weight_dict"]
+    assert set(losses) == set(weights)
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, weights[name] * tensors[f"loss.{name}"].squeeze())
+    total = sum(losses.values())
+    torch.testing.assert_close(total, tensors["loss.total_weighted"].squeeze())
+    total.backward()
+    for name, prediction in [
+        ("final", outputs),
+        *((f"aux.{i}", aux) for i, aux in enumerate(outputs["aux_outputs"])),
+    ]:
+        for key in ("pred_logits", "pred_masks"):
+            expected = tensors[f"grad.{name}.{key}"]
+            close(prediction[key].grad, expected, GRADIENT_RTOL * expected.abs().max().item())
+
+
+@pytest.mark.golden("m2f_criterion*.safetensors")
+def test_costs_and_matches(golden_path: Path) -> None:
+    draws = Draws()
+    about, tensors, criterion, outputs, targets = read_criterion(golden_path, draws)
+    rand = iter([tensors[name] for name in sorted(tensors) if name.startswith("rand.")])
+    names = ["final", *(f"aux.{i}" for i in range(about["aux_layers"]))]
+    for name, prediction in zip(names, [outputs, *outputs["aux_outputs"]], strict=True):
+        of_images = [next(rand) for _ in targets]
+        next(rand), next(rand)  # those of the losses
+        draws += of_images
+        for number, target in enumerate(targets):
+            logits, masks = (prediction[key][number] for key in ("pred_logits", "pred_masks"))
+            cost = criterion.matcher.cost(logits, masks, target)
+            close(cost, tensors[f"matcher.{name}.{number}.cost"])
+        draws += of_images
+        for number, (queries, objects) in enumerate(criterion.matcher(prediction, targets)):
+            assert queries.tolist() == tensors[f"matcher.{name}.{number}.src_idx"].tolist()
+            assert objects.tolist() == tensors[f"matcher.{name}.{number}.tgt_idx"].tolist()
+
+
+def test_keys_of_the_official_checkpoint() -> None:
+    expected = dict(_read_keys())
+    with torch.device("meta"):
+        head = Mask2FormerHead(
+            MSDeformAttnPixelDecoder(in_channels=[256, 512, 1024, 2048]),
+            MaskedTransformerDecoder(num_classes=150),
+        )
+        criterion = SetCriterion(num_classes=150, matcher=HungarianMatcher())
+    found = {f"sem_seg_head.{k}": tuple(v.shape) for k, v in head.state_dict().items()}
+    found |= {f"criterion.{k}": tuple(v.shape) for k, v in criterion.state_dict().items()}
+    assert found == expected
+    assert len(found) == 293
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (head.pixel_decoder, head.predictor)]
+    assert [round(size / 1e6, 2) for size in sizes] == [6.04, 14.50]
+
+
+def _read_keys() -> Iterator[tuple[str, tuple[int, ...]]]:
+    for line in KEYS.read_text().splitlines():
+        name, shape = line.split("\t")
+        yield name, tuple(int(n) for n in shape.strip("(),").split(",") if n.strip())
+
+
+def close(found: Tensor, expected: Tensor, atol: float = ATOL) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=atol)
