@@ -7,7 +7,7 @@ ARGS ?=
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format benchmark sanitize
+.PHONY: help install quickstart quickstart-seg test lint format benchmark sanitize
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ install:  ## prepare this Python: torch, Detectron2 (if missing), comer_d2 with 
 
 quickstart: install  ## train, evaluate and draw a small detector on this CPU (SHORT=1: minutes less, worse pictures)
 	@$(PYTHON) tools/quickstart.py $(if $(filter-out 0,$(SHORT)),--short) $(ARGS)
+
+quickstart-seg: install  ## the same for panoptic segmentation with Mask2Former (ARGS="--task semantic" or instance)
+	@$(PYTHON) tools/quickstart_seg.py $(if $(filter-out 0,$(SHORT)),--short) $(ARGS)
 
 test: install  ## run every test (ARGS="-m 'not slow'" for the quick ones)
 	@$(PYTHON) -m pytest -q -rs --durations=10 $(ARGS)

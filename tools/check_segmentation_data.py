@@ -5,16 +5,25 @@ python3 tools/check_segmentation_data.py --config-file configs/COCOStuff/semanti
 """
 
 import argparse
+import logging
 import sys
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from comer_d2.d2.data.check_labels import find_wrong_files
-from comer_d2.d2.data.custom import resolve_dataset
-from comer_d2.d2.engine.checks import dataset_names
-from comer_d2.d2.engine.config import load_config
-from comer_d2.d2.engine.errors import UserError
+# Of torch and Detectron2 about each other; nothing a user could act on.
+warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+try:
+    from comer_d2.d2.data.check_labels import find_wrong_files
+    from comer_d2.d2.data.custom import resolve_dataset
+    from comer_d2.d2.engine.checks import dataset_names
+    from comer_d2.d2.engine.config import load_config
+    from comer_d2.d2.engine.errors import UserError
+except ImportError as error:  # it says what is missing, and what to do
+    sys.exit(f"check_segmentation_data.py: error: {error}")
 
 SHOWN = 20
 

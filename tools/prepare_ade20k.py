@@ -6,14 +6,23 @@ which the archive annotations_instance.tar has to be unpacked there too.
 """
 
 import argparse
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from comer_d2.d2.data.prepare_ade20k import prepare_panoptic, prepare_semantic
-from comer_d2.d2.engine.errors import UserError
+# Of torch and Detectron2 about each other; nothing a user could act on.
+warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+try:
+    from comer_d2.d2.data.prepare_ade20k import prepare_panoptic, prepare_semantic
+    from comer_d2.d2.engine.errors import UserError
+except ImportError as error:  # it says what is missing, and what to do
+    sys.exit(f"prepare_ade20k.py: error: {error}")
 
 
 def main() -> None:

@@ -129,7 +129,8 @@ def class_names_of(cfg: DictConfig) -> list[str]:
         count = cfg.model.roi_heads.num_classes
     else:
         known = metadata.get("stuff_classes") or metadata.get("thing_classes") if metadata else None
-        count = cfg.model.sem_seg_head.num_classes
+        head = cfg.model.sem_seg_head
+        count = head.predictor.num_classes if "predictor" in head else head.num_classes
     return list(known) if known else [str(i) for i in range(count)]
 
 

@@ -28,6 +28,8 @@ def load(leaf: str) -> DictConfig:
     cfg = LazyConfig.load(str(CONFIGS / leaf))
     if "dataset" in cfg:  # the one thing that is read from the data
         cfg.dataset.num_classes = 3
+        if cfg.dataset.get("format") == "panoptic":
+            cfg.dataset.update(num_things=2, stuff_classes=[2])
     return cfg
 
 

@@ -14,7 +14,7 @@ from .mask_rcnn_comer import model as _mask_rcnn
 from .sizes import comer_size
 
 # MRFP's hidden channels in units of embed_dim: wider here than in detection (0.5)
-MRFP_RATIO = {"T": 6.0, "S": 1.5, "B": 1.0}
+MRFP_RATIO = {"T": 6.0, "S": 1.5, "B": 1.0, "L": 6.0}
 
 
 def segmentation_comer(comer, size):

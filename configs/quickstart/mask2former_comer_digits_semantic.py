@@ -1,0 +1,19 @@
+"""The same model and data, trained for semantic segmentation alone."""
+
+from detectron2.config import LazyCall as L
+
+from comer_d2.d2.data.segmentation_mappers import SemanticMapper
+
+from .mask2former_comer_digits import dataloader, dataset, lr_multiplier, model, optimizer, train
+
+for _split in ("train", "test"):
+    dataloader[_split].mapper = L(SemanticMapper)(
+        is_train=_split == "train",
+        dataset_name="${..dataset.names}",
+        augmentations=[],
+        image_format="RGB",
+    )
+dataloader.evaluator = [dataloader.evaluator[2]]
+model.tasks = ["semantic"]
+train.best_checkpointer.metric = "sem_seg/mIoU"
+train.output_dir = "output/quickstart-seg/semantic"

@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Watch a Mask2Former learn on this CPU: make a small panoptic dataset, train, evaluate, draw.
+
+The dataset is the first quickstart's scanned digits with the page behind them as stuff. One model does all three
+tasks; with --task, one is trained for that task alone. Interrupted, the same command goes on where it stopped.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+# Also sets what must be set before torch starts its threads, and finds this project.
+from quickstart import ROOT, finish_folder, prepare_folder, run_forwarding_signals, say
+
+try:
+    from comer_d2.d2.data.custom import resolve_dataset
+    from comer_d2.d2.data.digits import DigitsSpec, make_digits
+    from comer_d2.d2.data.panoptic_from_instances import panoptic_from_instances
+    from comer_d2.d2.drawing import picture_sheet, save_picture
+    from comer_d2.d2.engine.config import load_config
+    from comer_d2.d2.predictor import Predictor
+    from comer_d2.d2.segment_drawing import compare_segmentation
+except ImportError as error:  # it says what is missing, and what to do
+    sys.exit(f"quickstart_seg.py: error: {error}")
+
+SHORT_ITERATIONS = 240
+METRICS = {
+    "panoptic": ("panoptic_seg", "PQ", "PQ"),
+    "semantic": ("sem_seg", "mIoU", "mIoU"),
+    "instance": ("segm", "AP", "mask AP"),
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--task", choices=METRICS, default="panoptic", help="what is trained (%(default)s)"
+    )
+    parser.add_argument("--short", action="store_true", help="a minute or two, worse pictures")
+    parser.add_argument("--fresh", action="store_true", help="forget an interrupted run")
+    parser.add_argument("--data-only", action="store_true", help="make the dataset and stop")
+    parser.add_argument("--output", type=Path, help="folder (output/quickstart-seg/<task>)")
+    parser.add_argument("--least", type=float, help="fail below this value of the task's metric")
+    parser.add_argument("--train-images", type=int, default=1000, help="scenes (%(default)s)")
+    parser.add_argument("--val-images", type=int, default=150, help="scenes (%(default)s)")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
+    return parser.parse_intermixed_args()
+
+
+def main() -> int:
+    args = parse_arguments()
+    start = time.monotonic()
+    datasets = Path(os.getenv("DETECTRON2_DATASETS") or ROOT / "datasets").expanduser().resolve()
+    os.environ["DETECTRON2_DATASETS"] = str(datasets)
+    say(f"1/3  dataset: {args.train_images} + {args.val_images} scenes of scanned digits")
+    print(f"     {make_data(datasets / 'digits', args.train_images, args.val_images)}")
+    if args.data_only:
+        return 0
+
+    name = args.task + ("-short" if args.short else "")
+    output = (args.output or ROOT / "output" / "quickstart-seg" / name).resolve()
+    suffix = "" if args.task == "panoptic" else f"_{args.task}"
+    config = ROOT / "configs" / "quickstart" / f"mask2former_comer_digits{suffix}.py"
+    short = [f"train.max_iter={SHORT_ITERATIONS}"] if args.short else []
+    overrides = [*short, *args.opts, f"train.output_dir={output}"]
+    settings = {
+        "config": config.name,
+        "overrides": overrides,
+        "scenes": [args.train_images, args.val_images],
+    }
+    prepare_folder(output, settings, fresh=args.fresh)
+    say(f"2/3  training ViT-CoMer, Mask2Former, {args.task}, from scratch on the CPU")
+    command = [str(ROOT / "train_net.py"), "--resume", "--config-file", str(config), *overrides]
+    print(f"     python3 {shlex.join(command)}\n", flush=True)
+    code = run_forwarding_signals([sys.executable, *command])
+    if code:
+        print(f"\nquickstart_seg: training stopped (exit code {code})", file=sys.stderr)
+        if code > 128:
+            print("quickstart_seg: the same command goes on from there", file=sys.stderr)
+        return code
+
+    results = json.loads((output / "evaluation.json").read_text())["results"]
+    figures = {
+        title: results[group][metric]
+        for group, metric, title in METRICS.values()
+        if group in results
+    }
+    say("3/3  pictures")
+    sheet = draw(config, overrides, output, args.task, describe(figures))
+    minutes = (time.monotonic() - start) / 60
+    finish_folder(output, {**figures, "minutes": minutes, "pictures": str(sheet)})
+    say(f"{describe(figures)}   in {minutes:.1f} minutes")
+    print(f"pictures:    {sheet}\ncheckpoint:  {output / 'model_final.pth'}")
+    value = figures[METRICS[args.task][2]]
+    if args.least is not None and not (value is not None and value >= args.least):
+        print(
+            f"quickstart_seg: error: {METRICS[args.task][2]} {value} is below {args.least:g}",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def make_data(digits: Path, train_images: int, val_images: int) -> Path:
+    """The digits, and beside them their panoptic annotations; complete ones are kept."""
+    make_digits(digits, DigitsSpec(train_images=train_images, val_images=val_images))
+    for split in ("train", "val"):
+        # The json comes last, and making digits anew removes it.
+        if not (digits / f"panoptic_{split}.json").is_file():
+            panoptic_from_instances(
+                digits / f"{split}.json", digits / f"panoptic_{split}", background="page"
+            )
+    return digits
+
+
+def describe(figures: dict[str, float]) -> str:
+    return ", ".join(f"{title} {value:.1f}" for title, value in figures.items())
+
+
+def draw(config: Path, overrides: list[str], output: Path, task: str, figures: str) -> Path:
+    """Write the picture sheet of the trained model; returns its path."""
+    cfg = load_config(str(config), overrides)
+    resolve_dataset(cfg)
+    predictor = Predictor(cfg, output / "model_final.pth")
+    pairs = compare_segmentation(
+        predictor,
+        cfg.dataloader.test.dataset.names,
+        task,
+        count=12,
+        stuff_classes=list(cfg.dataset.stuff_classes),
+    )
+    sheet = picture_sheet(
+        pairs,
+        title=f"ViT-CoMer, Mask2Former, {task}: {figures}",
+        subtitle=f"the first {len(pairs)} validation scenes, made of scans that training never "
+        f"saw; {cfg.train.max_iter} iterations from scratch on a CPU",
+    )
+    return save_picture(sheet, output / "predictions.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
