@@ -156,8 +156,8 @@ class Mask2Former(nn.Module):
 
     def _targets(
         self, batched_inputs: list[dict[str, Any]], images: ImageList
-    ) -> list[dict[str, Tensor]]:
-        """Labels and masks of every image, the masks padded as the images are."""
+    ) -> list[dict[str, Any]]:
+        """Labels, masks and name of every image, the masks padded as the images are."""
         targets = []
         for record in batched_inputs:
             if "instances" in record:
@@ -167,7 +167,9 @@ class Mask2Former(nn.Module):
             masks = masks.to(self.device)
             padded = masks.new_zeros(len(masks), *images.tensor.shape[-2:])
             padded[:, : masks.shape[1], : masks.shape[2]] = masks
-            targets.append({"labels": labels.to(self.device), "masks": padded})
+            target = {"labels": labels.to(self.device), "masks": padded}
+            name = {"name": record["file_name"]} if "file_name" in record else {}
+            targets.append(target | name)
         return targets
 
 

@@ -51,7 +51,8 @@ class HungarianMatcher(nn.Module):
 
         Args:
             outputs: ``pred_logits`` (B, Q, K + 1), ``pred_masks`` (B, Q, h, w).
-            targets: of every image ``labels`` (n,) and ``masks`` (n, H, W), 0 and 1.
+            targets: of every image ``labels`` (n,) and ``masks`` (n, H, W), 0 and 1; and, for
+                messages, its ``name``.
 
         Returns:
             For every image the matched queries, ascending, and their objects, both (min(Q, n),)
@@ -60,19 +61,17 @@ class HungarianMatcher(nn.Module):
         matches = []
         images = zip(outputs["pred_logits"], outputs["pred_masks"], targets, strict=True)
         for i, (logits, masks, target) in enumerate(images):
+            name = target.get("name", f"image {i} of the batch")
             cost = self.cost(logits, masks, target).cpu()
             if not cost.isfinite().all():
-                logger.warning(
-                    "image %d of the batch: NaN or infinite predictions, its matching is arbitrary",
-                    i,
-                )
+                logger.warning("%s: NaN or infinite predictions, its matching is arbitrary", name)
                 cost = cost.nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6)
             if cost.shape[1] > cost.shape[0] and not self._warned_of_queries:
                 self._warned_of_queries = True
                 logger.warning(
-                    "image %d of the batch has %d objects, more than the %d queries: the best "
-                    "matches are kept; raise num_queries (this is said once)",
-                    i,
+                    "%s has %d objects, more than the %d queries: the best matches are kept; "
+                    "raise num_queries (this is said once)",
+                    name,
                     cost.shape[1],
                     cost.shape[0],
                 )

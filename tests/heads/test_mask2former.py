@@ -1,0 +1,165 @@
+"""Mask2Former's head and losses where they are fragile: sizes, types, and what data may hold."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from comer_d2.heads.criterion import SetCriterion
+from comer_d2.heads.mask2former import Mask2FormerHead
+from comer_d2.heads.mask_decoder import MaskedTransformerDecoder, attention_mask
+from comer_d2.heads.matcher import HungarianMatcher
+from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder
+
+NUM_CLASSES, NUM_QUERIES = 4, 6
+FEATURES = ("res2", "res3", "res4", "res5")
+
+
+def tiny_head(encoded: int = 3, **predictor: Any) -> Mask2FormerHead:
+    pixel_decoder = MSDeformAttnPixelDecoder(
+        in_features=FEATURES,
+        in_channels=[8, 12, 16, 20],
+        transformer_in_features=FEATURES[4 - encoded :],
+        conv_dim=32,
+        mask_dim=16,
+        num_heads=4,
+        num_layers=1,
+        ffn_dim=32,
+        norm_groups=8,
+    )
+    settings = {
+        "in_channels": 32,
+        "num_classes": NUM_CLASSES,
+        "hidden_dim": 32,
+        "mask_dim": 16,
+        "num_queries": NUM_QUERIES,
+        "num_heads": 4,
+        "num_layers": 3,
+        "ffn_dim": 32,
+    }
+    return Mask2FormerHead(pixel_decoder, MaskedTransformerDecoder(**{**settings, **predictor}))
+
+
+def features(height: int = 64, width: int = 96, batch: int = 2) -> dict[str, Tensor]:
+    return {
+        name: torch.randn(batch, channels, height // stride, width // stride)
+        for name, channels, stride in zip(FEATURES, [8, 12, 16, 20], [4, 8, 16, 32], strict=True)
+    }
+
+
+def criterion(**matcher: Any) -> SetCriterion:
+    return SetCriterion(
+        num_classes=NUM_CLASSES,
+        matcher=HungarianMatcher(num_points=64, **matcher),
+        num_points=64,
+    )
+
+
+def target(count: int, height: int = 64, width: int = 96) -> dict[str, Any]:
+    masks = torch.zeros(count, height, width, dtype=torch.bool)
+    for i in range(count):
+        masks[i, 2 * i : 2 * i + 20, 3 * i : 3 * i + 30] = True
+    return {"labels": torch.arange(count) % NUM_CLASSES, "masks": masks}
+
+
+@pytest.mark.parametrize("encoded", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [(64, 96), (96, 32), (32, 32)])
+def test_any_number_of_encoder_levels_and_any_shape(encoded: int, size: tuple[int, int]) -> None:
+    head = tiny_head(encoded, num_levels=min(encoded, 3))
+    outputs = head(features(*size))
+    predictions = [outputs, *outputs["aux_outputs"]]
+    assert len(predictions) == 4
+    for prediction in predictions:
+        assert prediction["pred_logits"].shape == (2, NUM_QUERIES, NUM_CLASSES + 1)
+        assert prediction["pred_masks"].shape == (2, NUM_QUERIES, size[0] // 4, size[1] // 4)
+
+
+@pytest.mark.parametrize("counts", [(2, 3), (0, 3), (0, 0)])
+def test_every_parameter_learns(counts: tuple[int, int]) -> None:
+    head = tiny_head()
+    losses = criterion()(head(features()), [target(count) for count in counts])
+    assert len(losses) == 3 * 4
+    sum(losses.values()).backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+    if counts == (0, 0):
+        assert losses["loss_mask"] == losses["loss_dice"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    head, inputs = tiny_head(), features()
+    with torch.no_grad():
+        expected = head(inputs)
+        with torch.autocast("cpu", dtype):
+            found = head(inputs)
+    assert found["pred_masks"].dtype == dtype  # not all in float32
+    # The attention mask is a threshold: compared is the prediction before any attention.
+    first, other = expected["aux_outputs"][0], found["aux_outputs"][0]
+    for name in ("pred_logits", "pred_masks"):
+        scale = first[name].abs().max()
+        assert (other[name].float() - first[name]).abs().max() < 0.05 * scale
+    with torch.autocast("cpu", dtype):
+        losses = criterion()(head(inputs), [target(2), target(1)])
+    assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+
+
+def test_a_query_that_may_look_nowhere_looks_everywhere() -> None:
+    masks = torch.full((1, 3, 8, 8), -5.0)
+    masks[0, 1, :4] = 5.0
+    allowed = attention_mask(masks, (4, 4))
+    assert allowed.shape == (1, 1, 3, 16)  # one for all heads
+    assert allowed[0, 0].sum(-1).tolist() == [16, 8, 16]
+
+
+def predictions(**change: Tensor) -> dict[str, Any]:
+    found = {
+        "pred_logits": torch.randn(2, NUM_QUERIES, NUM_CLASSES + 1),
+        "pred_masks": torch.randn(2, NUM_QUERIES, 16, 24),
+        "aux_outputs": [],
+    }
+    return {**found, **change}
+
+
+def test_more_objects_than_queries(caplog: pytest.LogCaptureFixture) -> None:
+    matcher = HungarianMatcher(num_points=64)
+    with caplog.at_level(logging.WARNING, "comer_d2"):
+        for _ in range(3):
+            matches = matcher(predictions(), [{**target(9), "name": "crowd.jpg"}, target(2)])
+    assert [len(queries) for queries, _ in matches] == [NUM_QUERIES, 2]
+    assert len(set(matches[0][1].tolist())) == NUM_QUERIES
+    (message,) = (record.getMessage() for record in caplog.records)  # said once
+    assert "crowd.jpg has 9 objects, more than the 6 queries" in message
+    losses = criterion()(predictions(), [target(9), target(2)])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_names_the_image(value: float, caplog: pytest.LogCaptureFixture) -> None:
+    outputs = predictions()
+    outputs["pred_masks"][1, 2] = value
+    outputs["pred_logits"][1, 0] = value
+    with caplog.at_level(logging.WARNING, "comer_d2"):
+        matches = HungarianMatcher(num_points=64)(
+            outputs, [target(2), {**target(3), "name": "bad.jpg"}]
+        )
+    assert [len(queries) for queries, _ in matches] == [2, 3]
+    assert any(
+        record.getMessage().startswith("bad.jpg: NaN or infinite") for record in caplog.records
+    )
+
+
+def test_the_best_query_is_matched() -> None:
+    wanted = target(2)
+    small = wanted["masks"][:, ::4, ::4].float() * 20 - 10
+    masks = torch.full((1, NUM_QUERIES, 16, 24), -10.0)
+    masks[0, 4], masks[0, 1] = small[0], small[1]
+    ((queries, objects),) = HungarianMatcher(num_points=256)(
+        {"pred_logits": torch.zeros(1, NUM_QUERIES, NUM_CLASSES + 1), "pred_masks": masks}, [wanted]
+    )
+    assert dict(zip(queries.tolist(), objects.tolist(), strict=True)) == {1: 1, 4: 0}
