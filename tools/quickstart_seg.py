@@ -2,8 +2,7 @@
 """Watch a Mask2Former learn on this CPU: make a small panoptic dataset, train, evaluate, draw.
 
 The dataset is the first quickstart's scanned digits with the page behind them as stuff. One model does all three
-tasks; with --task, one is trained for that task alone. It starts from the backbone that the first quickstart trained,
-where there is one. Interrupted, the same command goes on where it stopped.
+tasks; with --task, one is trained for that task alone. Interrupted, the same command goes on where it stopped.
 """
 
 import argparse
@@ -20,13 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from quickstart import ROOT, finish_folder, prepare_folder, run_forwarding_signals, say
 
 try:
-    import torch
-
     from comer_d2.d2.data.custom import resolve_dataset
     from comer_d2.d2.data.digits import DigitsSpec, make_digits
     from comer_d2.d2.data.panoptic_from_instances import panoptic_from_instances
     from comer_d2.d2.drawing import picture_sheet, save_picture
-    from comer_d2.d2.engine.checkpoint import read_checkpoint, write_atomically
     from comer_d2.d2.engine.config import load_config
     from comer_d2.d2.predictor import Predictor
     from comer_d2.d2.segment_drawing import compare_segmentation
@@ -52,13 +48,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="forget an interrupted run")
     parser.add_argument("--data-only", action="store_true", help="make the dataset and stop")
     parser.add_argument("--output", type=Path, help="folder (output/quickstart-seg/<task>)")
-    parser.add_argument(
-        "--detector",
-        type=Path,
-        default=ROOT / "output" / "quickstart" / "comer" / "model_final.pth",
-        help="a quickstart's detector, to start from its backbone (%(default)s)",
-    )
-    parser.add_argument("--scratch", action="store_true", help="start from nothing")
     parser.add_argument("--least", type=float, help="fail below this value of the task's metric")
     parser.add_argument("--train-images", type=int, default=1000, help="scenes (%(default)s)")
     parser.add_argument("--val-images", type=int, default=150, help="scenes (%(default)s)")
@@ -81,23 +70,14 @@ def main() -> int:
     suffix = "" if args.task == "panoptic" else f"_{args.task}"
     config = ROOT / "configs" / "quickstart" / f"mask2former_comer_digits{suffix}.py"
     short = [f"train.max_iter={SHORT_ITERATIONS}"] if args.short else []
-    pretrained = not args.scratch and args.detector.is_file()
-    backbone = output / "backbone.pth"
-    start_from = [f"train.init_checkpoint={backbone}"] if pretrained else []
-    overrides = [*short, *start_from, *args.opts, f"train.output_dir={output}"]
+    overrides = [*short, *args.opts, f"train.output_dir={output}"]
     settings = {
         "config": config.name,
         "overrides": overrides,
         "scenes": [args.train_images, args.val_images],
     }
     prepare_folder(output, settings, fresh=args.fresh)
-    origin = "from scratch"
-    if pretrained:
-        write_backbone(args.detector, backbone)
-        origin = "from the first quickstart's backbone"
-    elif not args.scratch:
-        print(f"     no detector {args.detector}: after `make quickstart` this learns much faster")
-    say(f"2/3  training ViT-CoMer, Mask2Former, {args.task}, {origin}, on the CPU")
+    say(f"2/3  training ViT-CoMer, Mask2Former, {args.task}, from scratch on the CPU")
     command = [str(ROOT / "train_net.py"), "--resume", "--config-file", str(config), *overrides]
     print(f"     python3 {shlex.join(command)}\n", flush=True)
     code = run_forwarding_signals([sys.executable, *command])
@@ -114,7 +94,7 @@ def main() -> int:
         if group in results
     }
     say("3/3  pictures")
-    sheet = draw(config, overrides, output, args.task, describe(figures), origin)
+    sheet = draw(config, overrides, output, args.task, describe(figures))
     minutes = (time.monotonic() - start) / 60
     finish_folder(output, {**figures, "minutes": minutes, "pictures": str(sheet)})
     say(f"{describe(figures)}   in {minutes:.1f} minutes")
@@ -133,10 +113,14 @@ def make_data(digits: Path, train_images: int, val_images: int) -> Path:
     """The digits, and beside them their panoptic annotations; complete ones are kept."""
     make_digits(digits, DigitsSpec(train_images=train_images, val_images=val_images))
     for split in ("train", "val"):
-        # The json comes last, and making digits anew removes it.
-        if not (digits / f"panoptic_{split}.json").is_file():
+        # These come last, and making digits anew removes them.
+        made = [digits / f"panoptic_{split}{end}.json" for end in ("_instances", "")]
+        if not all(path.is_file() for path in made):
             panoptic_from_instances(
-                digits / f"{split}.json", digits / f"panoptic_{split}", background="page"
+                digits / f"{split}.json",
+                digits / f"panoptic_{split}",
+                background="page",
+                one_thing="digit",
             )
     return digits
 
@@ -145,20 +129,7 @@ def describe(figures: dict[str, float]) -> str:
     return ", ".join(f"{title} {value:.1f}" for title, value in figures.items())
 
 
-def write_backbone(detector: Path, path: Path) -> None:
-    """Write the backbone of a detector, where it is below an FPN, under the names it has here."""
-    prefix = "backbone.bottom_up."
-    weights = {
-        "backbone." + name.removeprefix(prefix): tensor
-        for name, tensor in read_checkpoint(str(detector))["model"].items()
-        if name.startswith(prefix)
-    }
-    write_atomically(str(path), lambda file: torch.save({"model": weights}, file))
-
-
-def draw(
-    config: Path, overrides: list[str], output: Path, task: str, figures: str, origin: str
-) -> Path:
+def draw(config: Path, overrides: list[str], output: Path, task: str, figures: str) -> Path:
     """Write the picture sheet of the trained model; returns its path."""
     cfg = load_config(str(config), overrides)
     resolve_dataset(cfg)
@@ -174,7 +145,7 @@ def draw(
         pairs,
         title=f"ViT-CoMer, Mask2Former, {task}: {figures}",
         subtitle=f"the first {len(pairs)} validation scenes, made of scans that training never "
-        f"saw; {cfg.train.max_iter} iterations {origin}, on a CPU",
+        f"saw; {cfg.train.max_iter} iterations from scratch on a CPU",
     )
     return save_picture(sheet, output / "predictions.png")
 

@@ -34,7 +34,7 @@ def draw_segments(
     stuff_classes: Sequence[int] = (),
     scale: float = 1.0,
 ) -> Image.Image:
-    """Draw an image's segments, each in its class's colour and with its name.
+    """Draw an image's segments with their names: stuff in its class's colour, things in several.
 
     Args:
         image: (h, w, 3) uint8, RGB.
@@ -53,13 +53,17 @@ def draw_segments(
     stuff = set(stuff_classes)
     ordered = sorted(info, key=lambda segment: segment["category_id"] not in stuff)
     labels = []
+    seen: dict[int, int] = {}
     for segment in ordered:
         mask = segments == segment["id"]
         if not mask.any():
             continue
         label = segment["category_id"]
-        colors = STUFF_COLORS if label in stuff else COLORS
-        color = colors[label % len(colors)]
+        if label in stuff:
+            color = STUFF_COLORS[label % len(STUFF_COLORS)]
+        else:  # several things of one class differ
+            color = COLORS[(label + seen.get(label, 0)) % len(COLORS)]
+            seen[label] = seen.get(label, 0) + 1
         picture = draw_mask(picture, mask, color)
         if mask.mean() >= SMALLEST_LABELLED:
             score = segment.get("score")

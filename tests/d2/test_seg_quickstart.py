@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from detectron2.config import LazyConfig, instantiate
 from PIL import Image
 
 from comer_d2.d2.engine.main import main
@@ -27,18 +25,13 @@ SHORT = [
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what tools/quickstart_seg.py made of 8 scenes: datasets and run."""
     folder = tmp_path_factory.mktemp("quickstart")
-    cfg = LazyConfig.load(str(ROOT / "configs" / "quickstart" / "mask_rcnn_comer_digits.py"))
-    cfg.dataset.num_classes = 10
-    torch.save({"model": instantiate(cfg.model).state_dict()}, folder / "detector.pth")
     command = [sys.executable, ROOT / "tools" / "quickstart_seg.py", "--output", folder / "run"]
-    command += ["--detector", folder / "detector.pth"]
     command += ["--train-images", "8", "--val-images", "4", *SHORT]
     environment = {**os.environ, "DETECTRON2_DATASETS": str(folder / "datasets")}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "from the first quickstart's backbone" in done.stdout
     return folder
 
 
