@@ -19,8 +19,10 @@ import time
 import warnings
 from pathlib import Path
 
-# Before torch starts its threads: waiting ones that spin make small CPU runs several times slower.
+# Before torch starts its threads. Waiting ones that spin make small CPU runs several times slower; and
+# tensors are so small here that a second thread waits more than it works.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
