@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--model", choices=NAMES, default="comer", help="the detector's backbone (%(default)s)"
     )
-    parser.add_argument("--short", action="store_true", help="a minute or two, worse pictures")
+    parser.add_argument("--short", action="store_true", help="two to three minutes, worse pictures")
     parser.add_argument("--fresh", action="store_true", help="forget an interrupted run")
     parser.add_argument("--output", type=Path, help="folder (output/quickstart/<model>)")
     parser.add_argument("--least-ap", type=float, help="fail below this box AP")
