@@ -8,6 +8,8 @@ from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver.build import reduce_param_groups
 from torch import nn
 
+# What comes before the blocks, and so learns as slowly as the position table.
+EMBEDDING = re.compile(r"^backbone(?:\..*?)?\.(prefix_tokens$|norm_pre\.)")
 VIT_BLOCK = re.compile(r"^backbone(?:\..*?)?\.blocks\.(\d+)\.")
 
 
@@ -16,21 +18,22 @@ def get_param_groups(
     base_lr: float,
     weight_decay: float,
     lr_decay_rate: float = 1.0,
-    no_decay: Sequence[str] = ("pos_embed",),
+    no_decay: Sequence[str] = ("pos_embed", "prefix_tokens"),
 ) -> list[dict[str, Any]]:
     """Sorts a detector's parameters into optimizer groups.
 
     Learning rate: with ``n`` ViT blocks, block ``i`` gets ``base_lr * lr_decay_rate**(n - i)``, the
-    patch and position embedding ``base_lr * lr_decay_rate**(n + 1)``, and everything else, which is
+    patch, position and token embedding ``base_lr * lr_decay_rate**(n + 1)``, and everything else, which is
     the whole of CoMer and the heads, ``base_lr``. The rule is Detectron2's; ``n`` is counted here.
 
     Weight decay: none on tensors with one dimension, which are biases, the weights of norms, layer
     scales and gates of CTI to V. (Detectron2's ``get_default_optimizer_params`` goes by the type
     of the module and misses its own LayerNorm and scales outside norms.) None on ``no_decay``.
 
-    By default the position table is not decayed, as in ViTDet. The released ViT-CoMer recipes for
-    sizes S and B mean that too but ask for the name without its ``backbone.``; the difference is
-    nothing: at the table's learning rate, 0.70**13 of 1e-4, a 1x schedule would decay it by 0.3 %.
+    By default the position table is not decayed, as in ViTDet, nor are class and register tokens.
+    The released ViT-CoMer recipes for sizes S and B mean that too but ask for the name without its
+    ``backbone.``; the difference is nothing: at the table's learning rate, 0.70**13 of 1e-4, a 1x
+    schedule would decay it by 0.3 %.
     ``level_embed`` is decayed, as in those recipes, which leave out nothing else that has two
     dimensions: it starts at N(0, 1), not from pretraining, and has the full learning rate, so there
     it matters (a quarter over a 1x schedule).
@@ -65,10 +68,11 @@ def get_param_groups(
         if not parameter.requires_grad:
             continue
         decayed = parameter.ndim > 1 and name.split(".")[-1] not in no_decay
+        layer = "backbone.net.pos_embed" if EMBEDDING.match(name) else name
         groups.append(
             {
                 "params": [parameter],
-                "lr": base_lr * get_vit_lr_decay_rate(name, lr_decay_rate, num_layers),
+                "lr": base_lr * get_vit_lr_decay_rate(layer, lr_decay_rate, num_layers),
                 "weight_decay": weight_decay if decayed else 0.0,
             }
         )

@@ -236,21 +236,28 @@ class Interaction(nn.Module):
         blocks: Sequence[nn.Module],
         levels: Levels,
         geometry: Geometry,
+        rope: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """ViT tokens x (B, H*W, D), CNN tokens c (B, S, D) -> new x, new c of the same shapes."""
+        """ViT tokens x (B, P + H*W, D), CNN tokens c (B, S, D) -> new x, new c of the same shapes.
+
+        The P prefix tokens of x only take part in the ViT blocks.
+        """
+        height, width = levels.spatial_shapes[1]
+        prefix, x = x.split([x.shape[1] - height * width, height * width], dim=1)
         if self.mrfp is not None:
             c = self.run(self.mrfp, c, levels)
         if self.cti_to_v is not None:
             c = levels.add_vit(c, x)
             x = self.run(self.cti_to_v, x, c, levels, geometry)
-        height, width = levels.spatial_shapes[1]
+        x = join(prefix, x)
         for block in blocks:
-            x = self.run(block, x, height, width)
+            x = self.run(block, x, height, width, rope)
+        prefix, x = x.split([prefix.shape[1], height * width], dim=1)
         if self.cti_to_c is not None:
             c = self.run(self.cti_to_c, c, x, levels, geometry)
         for cti in self.extra_cti:
             c = self.run(cti, c, x, levels, geometry)
-        return x, c
+        return join(prefix, x), c
 
     def run(self, module: nn.Module, *inputs: object) -> Tensor:
         """Calls a module, under activation checkpointing if that is on and gradients are needed."""
@@ -261,6 +268,11 @@ class Interaction(nn.Module):
             return nullcontext(), frozen_running_statistics(module)
 
         return checkpoint(module, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+def join(prefix: Tensor, x: Tensor) -> Tensor:
+    """Prefix tokens (B, P, D) in front of map tokens (B, N, D)."""
+    return torch.cat([prefix, x], dim=1) if prefix.shape[1] else x
 
 
 @contextmanager

@@ -21,13 +21,13 @@ from .interaction import (
 )
 from .levels import Levels, map_to_tokens, tokens_to_map
 from .pyramid import SpatialPyramid
-from .vit import PATCH_SIZE, Block, PatchEmbed, resize_position_table
+from .vit import LAYER_NORM_EPS, PATCH_SIZE, ViTBranch
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 LARGEST_STRIDE = max(STRIDES.values())
 
 
-class ViTCoMerNet(nn.Module):
+class ViTCoMerNet(ViTBranch):
     """ViT-CoMer: a plain ViT and a convolutional pyramid that talk to each other.
 
     Images of any size: sides that do not divide by 32 are padded with zeros at the bottom and
@@ -48,8 +48,8 @@ class ViTCoMerNet(nn.Module):
         drop_path_rate: stochastic depth: grows linearly to this rate over the ViT blocks, constant
             at this rate on the feed-forward branches of the interactions.
         use_abs_pos: whether there is a learned position table.
-        use_rel_pos_bias: BEiT's windowed attention with a relative position bias per block; every
-            block then needs a window.
+        use_rel_pos_bias: BEiT's attention, with a table of relative positions per block: of the
+            block's window, or of the pretraining's grid where attention is global.
         layer_scale_init: initial layer scale of the ViT blocks; ``None`` for no layer scale.
         window_size: side of the attention windows in tokens, or one per block (0: global).
         window_block_indexes: with a single ``window_size``, the blocks that use it; the others are
@@ -57,7 +57,19 @@ class ViTCoMerNet(nn.Module):
         pretrain_img_size: side of the pretraining images in pixels; the position table has
             (pretrain_img_size / 16)**2 rows.
         pretrain_use_cls_token: whether the position table has one more row in front, of the class
-            token. It is kept as in Detectron2's ViT, but not used: there is no class token here.
+            token. It is kept as in Detectron2's ViT, but not used.
+        num_prefix_tokens: class and register tokens that take part in the ViT's attention, each
+            with its position already added. The released models have none.
+        rope: rotary positions of ``"dinov3"`` or ``"eva02"``. This and the following are what
+            pretraining families compute differently; docs/PRETRAINED.md has them by family.
+        layer_norm_eps: epsilon of the ViT blocks' norms.
+        pre_norm_eps: epsilon of a layer norm before the first block (CLIP); ``None`` for no norm.
+        post_norm: whether the blocks' norms follow the sums (Uni-Perceiver).
+        key_bias: whether k has a bias where q and v have one (not in BEiT, EVA-02 and DINOv3).
+        attn_sub_norm: a layer norm before the attention's output projection (EVA-02-CLIP).
+        mlp_type: ``"mlp"`` or ``"swiglu"`` (EVA-02, the larger DINOv2 and DINOv3).
+        mlp_activation: of ``"mlp"``, by timm's name: ``"quick_gelu"`` for OpenAI's CLIP.
+        mlp_sub_norm: a layer norm on the hidden channels of the MLP (EVA-02 B and L).
         stem_width: channels of the CNN branch at stride 4.
         interaction_indexes: (first, last) ViT block of every interaction, in order.
         deform_num_heads: heads of the deformable attentions.
@@ -100,6 +112,16 @@ class ViTCoMerNet(nn.Module):
         window_block_indexes: Sequence[int] | None = (0, 1, 3, 4, 6, 7, 9, 10),
         pretrain_img_size: int = 224,
         pretrain_use_cls_token: bool = True,
+        num_prefix_tokens: int = 0,
+        rope: Literal["dinov3", "eva02"] | None = None,
+        layer_norm_eps: float = LAYER_NORM_EPS,
+        pre_norm_eps: float | None = None,
+        post_norm: bool = False,
+        key_bias: bool = True,
+        attn_sub_norm: bool = False,
+        mlp_type: Literal["mlp", "swiglu"] = "mlp",
+        mlp_activation: str = "gelu",
+        mlp_sub_norm: bool = False,
         stem_width: int = 64,
         interaction_indexes: Sequence[Sequence[int]] = ((0, 2), (3, 5), (6, 8), (9, 11)),
         deform_num_heads: int = 12,
@@ -118,37 +140,39 @@ class ViTCoMerNet(nn.Module):
         use_act_checkpoint: bool = False,
         norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
     ) -> None:
-        super().__init__()
         windows = window_per_block(depth, window_size, window_block_indexes)
         check_arguments(
             embed_dim, num_heads, pretrain_img_size, depth, interaction_indexes, vit_features
         )
-        if use_rel_pos_bias and not all(windows):
-            raise ValueError(
-                f"use_rel_pos_bias needs a window in every block, got window sizes {windows}"
-            )
+        super().__init__(
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            drop_path_rate=drop_path_rate,
+            use_abs_pos=use_abs_pos,
+            use_rel_pos_bias=use_rel_pos_bias,
+            layer_scale_init=layer_scale_init,
+            windows=windows,
+            pretrain_img_size=pretrain_img_size,
+            pretrain_use_cls_token=pretrain_use_cls_token,
+            num_prefix_tokens=num_prefix_tokens,
+            rope=rope,
+            layer_norm_eps=layer_norm_eps,
+            pre_norm_eps=pre_norm_eps,
+            post_norm=post_norm,
+            key_bias=key_bias,
+            attn_sub_norm=attn_sub_norm,
+            mlp_type=mlp_type,
+            mlp_activation=mlp_activation,
+            mlp_sub_norm=mlp_sub_norm,
+        )
         num_interactions = len(interaction_indexes)
         self.embed_dim = embed_dim
         self.interaction_indexes = [tuple(pair) for pair in interaction_indexes]
         self.vit_features = vit_features
-
-        self.patch_embed = PatchEmbed(in_chans, embed_dim)
-        rows = (pretrain_img_size // PATCH_SIZE) ** 2 + pretrain_use_cls_token
-        self.pos_embed = nn.Parameter(torch.zeros(1, rows, embed_dim)) if use_abs_pos else None
-        self.pretrain_use_cls_token = pretrain_use_cls_token
-        self.blocks = nn.ModuleList(
-            Block(
-                embed_dim,
-                num_heads,
-                mlp_ratio=mlp_ratio,
-                qkv_bias=qkv_bias,
-                drop_path=drop_path_rate * i / max(depth - 1, 1),
-                layer_scale_init=layer_scale_init,
-                window_size=windows[i],
-                use_rel_pos_bias=use_rel_pos_bias,
-            )
-            for i in range(depth)
-        )
 
         self.pyramid = SpatialPyramid(in_chans, stem_width, embed_dim, norm_layer)
         self.level_embed = nn.Parameter(torch.zeros(NUM_LEVELS, embed_dim))
@@ -215,8 +239,9 @@ class ViTCoMerNet(nn.Module):
         for module in self.modules():
             if isinstance(module, MSDeformAttn):
                 module.reset_parameters()
-        if self.pos_embed is not None:
-            trunc_normal_(self.pos_embed, std=0.02)
+        for table in (self.pos_embed, self.prefix_tokens):
+            if table is not None:
+                trunc_normal_(table, std=0.02)
         nn.init.normal_(self.level_embed)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -255,33 +280,26 @@ class ViTCoMerNet(nn.Module):
         tokens = [map_to_tokens(m) + e for m, e in zip(maps, self.level_embed, strict=True)]
         return stem, torch.cat(tokens, dim=1)
 
-    def vit_tokens(self, image: Tensor) -> Tensor:
-        """Image (B, C, h, w) -> ViT tokens (B, h/16 * w/16, D) with their positions."""
-        patches = self.patch_embed(image)
-        x = map_to_tokens(patches)
-        if self.pos_embed is not None:
-            table = self.pos_embed[:, 1:] if self.pretrain_use_cls_token else self.pos_embed
-            x = x + resize_position_table(table, *patches.shape[-2:])
-        return x
-
     def interact(self, x: Tensor, c: Tensor, levels: Levels) -> tuple[list[Tensor], Tensor]:
         """Runs the interactions and the ViT blocks inside them.
 
         Args:
-            x: (B, H*W, D) ViT tokens.
+            x: (B, P + H*W, D) ViT tokens, the prefix tokens first.
             c: (B, S, D) CNN tokens.
             levels: of the CNN tokens.
 
         Returns:
-            The ViT tokens after every interaction, and the final CNN tokens.
+            The ViT tokens (B, H*W, D) after every interaction, and the final CNN tokens.
         """
         geometry = levels.geometry(x.device, x.dtype)
+        height, width = levels.spatial_shapes[1]
+        rope = self.rope_of(height, width)
         x_after = []
         for interaction, (first, last) in zip(
             self.interactions, self.interaction_indexes, strict=True
         ):
-            x, c = interaction(x, c, self.blocks[first : last + 1], levels, geometry)
-            x_after.append(x)
+            x, c = interaction(x, c, self.blocks[first : last + 1], levels, geometry, rope)
+            x_after.append(x[:, -height * width :])
         return x_after, c
 
     def output_maps(

@@ -11,4 +11,4 @@ comer_size(model.backbone.bottom_up, "T")
 model.backbone.bottom_up.pretrain_img_size = 224  # 14 x 14 positions: DeiT's
 
 optimizer.params.lr_decay_rate = 1.0
-optimizer.params.no_decay = ["pos_embed", "level_embed"]
+optimizer.params.no_decay = ["pos_embed", "prefix_tokens", "level_embed"]

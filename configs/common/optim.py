@@ -12,5 +12,5 @@ AdamW.params = L(get_param_groups)(
     base_lr="${..lr}",
     weight_decay="${..weight_decay}",
     lr_decay_rate=1.0,
-    no_decay=["pos_embed"],
+    no_decay=["pos_embed", "prefix_tokens"],
 )

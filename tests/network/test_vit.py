@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from comer_d2.network import ViTCoMerNet
 from comer_d2.network.deform_attn import MSDeformAttn
 from comer_d2.network.levels import Levels
-from comer_d2.network.vit import (
+from comer_d2.network.vit_attention import (
     Attention,
     RelativePositionAttention,
     relative_position_index,
@@ -84,7 +84,7 @@ def test_beits_padding_carries_the_value_bias():
 
 def test_relative_position_index_by_hand():
     expected = [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
-    assert relative_position_index(2).tolist() == expected
+    assert relative_position_index(2, 2).tolist() == expected
 
 
 def test_windows_come_back():

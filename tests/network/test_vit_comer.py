@@ -89,7 +89,9 @@ def test_a_wrong_image_is_named(shape):
         (dict(use_cti_to_v=(True, False)), "use_cti_to_v has 2 values for 4 interactions"),
         (dict(mrfp_kernel_sizes=(3, 4)), r"must be odd, got \(3, 4\)"),
         (dict(mrfp_kernel_sizes=(3, 5, 7, 9, 11)), "multiple of its 5 kernel sizes"),
-        (dict(use_rel_pos_bias=True), "needs a window in every block"),
+        (dict(use_rel_pos_bias=True, num_prefix_tokens=2), "at most one prefix token"),
+        (dict(rope="2d"), "rope must be one of .*'dinov3', 'eva02'.* got '2d'"),
+        (dict(mlp_type="glu"), "mlp_type must be 'mlp' or 'swiglu', got 'glu'"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(changes, message):
