@@ -5,6 +5,7 @@ families compute differently (docs/PRETRAINED.md says which family needs which).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -110,12 +111,7 @@ def build_mlp(
         activation: of ``"mlp"``, by timm's name.
         sub_norm_eps: epsilon of a layer norm on the hidden channels; ``None`` for no norm.
     """
-    norm_layer = None
-    if sub_norm_eps is not None:
-
-        def norm_layer(channels: int) -> nn.LayerNorm:
-            return nn.LayerNorm(channels, eps=sub_norm_eps)
-
+    norm_layer = None if sub_norm_eps is None else partial(nn.LayerNorm, eps=sub_norm_eps)
     if kind == "swiglu":
         return SwiGLU(dim, hidden_dim, norm_layer=norm_layer)
     if kind != "mlp":

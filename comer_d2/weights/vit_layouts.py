@@ -1,0 +1,128 @@
+"""Plain ViT pretrainings by their authors' names and timm's: a state dict -> a `Pretraining`.
+
+One function per origin. Each knows all names of its layout: tensors that ViT-CoMer has no use for
+are left out with the reason; a name that a layout does not have is unexpected, and so an error when
+loading.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from .files import WeightsError
+from .ledger import Ledger, Pretraining
+from .vit_parts import activation, close_dinov3, fuse_qkv, mask_key_bias, move_tokens, split_glu
+
+BLOCKS = r"blocks\.(\d+)\."
+# A block's parts by the names that timm and most authors use.
+BLOCK = [
+    (r"patch_embed\.proj\.(weight|bias)", r"patch_embed.proj.\1"),
+    (r"norm_pre\.(weight|bias)", r"norm_pre.\1"),
+    (BLOCKS + r"norm([12])\.(weight|bias)", r"blocks.\1.norm\2.\3"),
+    (BLOCKS + r"attn\.(qkv|proj)\.(weight|bias)", r"blocks.\1.attn.\2.\3"),
+    (BLOCKS + r"attn\.([qv])_bias", r"blocks.\1.attn.\2_bias"),
+    (BLOCKS + r"mlp\.(fc1|fc2|fc1_g|fc1_x)\.(weight|bias)", r"blocks.\1.mlp.\2.\3"),
+    (BLOCKS + r"ls([12])\.gamma", r"blocks.\1.ls\2.gamma"),
+    (BLOCKS + r"gamma_?([12])", r"blocks.\1.ls\2.gamma"),
+]
+FINAL_NORM = "ViT-CoMer has no norm after the last block"
+CLASSIFIER = "the family's own head"
+MASK_TOKEN = "only used in masked pretraining"
+COMPUTED = "computed here, not learnt"
+NOT_USED = [
+    (r"(norm|fc_norm)\.(weight|bias)", FINAL_NORM),
+    (r"(head|head_dist|fc|proj)\.(weight|bias)", CLASSIFIER),
+    (r"attn_pool\..*", CLASSIFIER),
+    (r"mask_token", MASK_TOKEN),
+]
+
+
+def plain_vit(source: Mapping[str, Tensor], family: str) -> Pretraining:
+    """DeiT, AugReg, MAE, DINO, DINOv2, DeiT-III and SigLIP 2, by their authors' names and timm's.
+
+    Also CLIP as timm has it: with ``norm_pre``, epsilon 1e-5, and, as OpenAI trained it, QuickGELU.
+    """
+    ledger = Ledger(source, family)
+    is_clip = "norm_pre.weight" in source
+    ledger.drop([*NOT_USED, (r"pre_logits\.fc\..*", CLASSIFIER)])
+    ledger.drop([(r"decoder_.*", "MAE's decoder")])
+    move_tokens(ledger, ["cls_token", "dist_token", "reg_token", "register_tokens"])
+    kind = split_glu(ledger)
+    ledger.rename(BLOCK)
+    return ledger.close(
+        mlp_type=kind,
+        mlp_activation=activation(kind, "quick_gelu" if family == "clip-quickgelu" else "gelu"),
+        layer_norm_eps=1e-5 if is_clip else 1e-6,
+        pre_norm_eps=1e-5 if is_clip else None,
+    )
+
+
+def beit(source: Mapping[str, Tensor], family: str) -> Pretraining:
+    """BEiT and BEiTv2, pretrained (one table of relative positions) or fine-tuned (one per block)."""
+    ledger = Ledger(source, family)
+    ledger.drop(
+        [
+            *NOT_USED,
+            (r"lm_head\..*", CLASSIFIER),
+            (r"cls_pt_layers\..*", "BEiTv2's layers behind the ViT, only used in pretraining"),
+            (r".*relative_position_index", COMPUTED),
+        ]
+    )
+    move_tokens(ledger, ["cls_token"])
+    ledger.rename(BLOCK)
+    table = "attn.relative_position_bias_table"
+    ledger.rename([(BLOCKS + table.replace(".", r"\."), rf"blocks.\1.{table}")])
+    shared = "rel_pos_bias.relative_position_bias_table"
+    if shared in ledger.left:
+        tensor = ledger.take(shared)
+        for i in range(ledger.result.depth):
+            ledger.put(f"blocks.{i}.{table}", tensor)
+        ledger.note(shared, tensor.numel(), f"blocks.0.{table}", "shared, now one in every block")
+    return ledger.close(use_rel_pos_bias=True)
+
+
+def eva02(source: Mapping[str, Tensor], family: str) -> Pretraining:
+    """EVA-02, by its authors' names and timm's; also its CLIP towers."""
+    ledger = Ledger(source, family)
+    ledger.drop(
+        [
+            *NOT_USED,
+            (r"lm_head\..*", CLASSIFIER),
+            (r"(.*\.)?rope\.freqs_(cos|sin)", COMPUTED),
+        ]
+    )
+    move_tokens(ledger, ["cls_token"])
+    fuse_qkv(ledger, "blocks.{}.attn.{}_proj.weight", "weight")
+    authors = [
+        (BLOCKS + r"attn\.([qv])_proj\.bias", r"blocks.\1.attn.\2_bias"),
+        (BLOCKS + r"attn\.(?:inner_attn_ln|norm)\.(weight|bias)", r"blocks.\1.attn.norm.\2"),
+        (BLOCKS + r"mlp\.(?:ffn_ln|norm)\.(weight|bias)", r"blocks.\1.mlp.norm.\2"),
+        (BLOCKS + r"mlp\.w1\.(weight|bias)", r"blocks.\1.mlp.fc1_g.\2"),
+        (BLOCKS + r"mlp\.w2\.(weight|bias)", r"blocks.\1.mlp.fc1_x.\2"),
+        (BLOCKS + r"mlp\.w3\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
+    ]
+    if split_glu(ledger) != "swiglu" and "blocks.0.mlp.w1.weight" not in ledger.left:
+        raise WeightsError("this is not EVA-02: its MLPs have no gate (EVA's, the first, have not)")
+    ledger.rename([*authors, *BLOCK])
+    return ledger.close(rope="eva02", mlp_type="swiglu", mlp_activation="silu")
+
+
+def dinov3(source: Mapping[str, Tensor], family: str) -> Pretraining:
+    """DINOv3, by its authors' names and timm's, with and without biases of q and v."""
+    ledger = Ledger(source, family)
+    mask_key_bias(ledger)
+    ledger.drop(
+        [
+            *NOT_USED,
+            (r"rope_embed\.periods", COMPUTED),
+            (r"local_cls_norm\..*", "only used for the small crops of the pretraining"),
+        ]
+    )
+    move_tokens(ledger, ["cls_token", "reg_token", "storage_tokens"])
+    swiglu = [
+        (BLOCKS + r"mlp\.w1\.(weight|bias)", r"blocks.\1.mlp.fc1_g.\2"),
+        (BLOCKS + r"mlp\.w2\.(weight|bias)", r"blocks.\1.mlp.fc1_x.\2"),
+        (BLOCKS + r"mlp\.w3\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
+    ]
+    ledger.rename([*swiglu, *BLOCK])
+    return close_dinov3(ledger)
