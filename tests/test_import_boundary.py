@@ -1,4 +1,4 @@
-"""The core (operator, network, heads, weights) stands on torch, timm and scipy (the matcher); only comer_d2.d2 knows Detectron2."""
+"""The core (operator, network, heads, weights) stands on torch, timm and what they bring; only comer_d2.d2 knows Detectron2."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ CORE = [
     for path in sorted(PACKAGE.rglob("*.py"))
     if path != LAZY and not path.is_relative_to(PACKAGE / "d2")
 ]
-ALLOWED = sys.stdlib_module_names | {"torch", "timm", "scipy", "comer_d2"}
+# numpy, safetensors and scipy come with torch and timm, or are asked for by setup.py.
+ALLOWED = sys.stdlib_module_names | {"torch", "timm", "numpy", "safetensors", "scipy", "comer_d2"}
 
 WITHOUT_DETECTRON2 = """
 import sys
