@@ -4,8 +4,9 @@
     python benchmarks/backbone.py --json benchmarks/results/backbone_cpu.json
 
 The rival is the structure of the authors' code on a CPU: the same layers and weights, but the
-attention through `grid_sample`. The two take turns within a round; figures are medians over rounds,
-ratios are medians of the rounds' ratios.
+attention through `grid_sample`, and PyTorch's own linear layers. Between the two, "operator only"
+is ours with PyTorch's linear layers. They take turns within a round; figures are medians over
+rounds, ratios are medians of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -36,17 +37,26 @@ CASES = [
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
-    """Deformable attention through `grid_sample` while the context is open."""
-    from comer_d2.network import deform_attn
+def plain(attention: bool) -> Iterator[None]:
+    """PyTorch's own linear layers and, with `attention`, `grid_sample` while the context is open."""
+    from comer_d2.network import deform_attn, linear
     from comer_d2.ops import ms_deform_attn_fused_reference
 
-    compiled = deform_attn.ms_deform_attn_fused
-    deform_attn.ms_deform_attn_fused = ms_deform_attn_fused_reference
+    compiled, chosen = deform_attn.ms_deform_attn_fused, linear.by_convolution
+    linear.by_convolution = lambda x: False
+    if attention:
+        deform_attn.ms_deform_attn_fused = ms_deform_attn_fused_reference
     try:
         yield
     finally:
-        deform_attn.ms_deform_attn_fused = compiled
+        deform_attn.ms_deform_attn_fused, linear.by_convolution = compiled, chosen
+
+
+VARIANTS = {
+    "comer_d2": nullcontext,
+    "operator only": lambda: plain(attention=False),
+    "grid_sample": lambda: plain(attention=True),
+}
 
 
 def measure(size: str, image_size: tuple[int, int], direction: str, rounds: int) -> dict:
@@ -67,21 +77,27 @@ def measure(size: str, image_size: tuple[int, int], direction: str, rounds: int)
             net.train().zero_grad()
             sum(output.sum() for output in net(image).values()).backward()
 
-    times: dict[str, list[float]] = {"comer_d2": [], "grid_sample": []}
+    times: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for round_number in range(rounds + 1):
-        for name, context in (("comer_d2", nullcontext), ("grid_sample", plain_attention)):
+        for name, context in VARIANTS.items():
             with context():
                 elapsed = op.timed(call, "cpu")
             if round_number:  # the first round warms up
                 times[name].append(elapsed)
-    ratios = [b / a for a, b in zip(times["comer_d2"], times["grid_sample"])]
+    rival = times["grid_sample"]
     return {
         "size": size,
         "image": list(image_size),
         "direction": direction,
-        **{name: statistics.median(values) for name, values in times.items()},
-        "ratio": statistics.median(ratios),
+        "milliseconds": {name: statistics.median(values) for name, values in times.items()},
+        "fastest milliseconds": {name: min(values) for name, values in times.items()},
+        "grid_sample / comer_d2": median_ratio(rival, times["comer_d2"]),
+        "grid_sample / operator only": median_ratio(rival, times["operator only"]),
     }
+
+
+def median_ratio(a: list[float], b: list[float]) -> float:
+    return statistics.median([x / y for x, y in zip(a, b, strict=True)])
 
 
 def main() -> None:
@@ -99,13 +115,14 @@ def main() -> None:
     machine = op.machine("cpu")
     print("\n".join(f"{key}: {value}" for key, value in machine.items()))
     rows = []
-    print(f"{'':22}{'':20}{'comer_d2 ms':>13}{'grid_sample ms':>16}{'ratio':>7}")
+    print(" " * 42 + "".join(f"{name:>16}" for name in VARIANTS) + "   ratio, of the operator only")
     for size, (height, width), direction in CASES:
         row = measure(size, (height, width), direction, options.rounds)
         rows.append(row)
         print(
-            f"ViT-CoMer-{size} {f'{height}x{width}':10} {direction:20}{row['comer_d2']:13.0f}"
-            f"{row['grid_sample']:16.0f}{row['ratio']:7.2f}",
+            f"ViT-CoMer-{size} {f'{height}x{width}':10} {direction:20}"
+            + "".join(f"{row['milliseconds'][name]:13.0f} ms" for name in VARIANTS)
+            + f"{row['grid_sample / comer_d2']:8.2f}{row['grid_sample / operator only']:8.2f}",
             flush=True,
         )
     if options.json:

@@ -3,12 +3,12 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from comer_d2.ops import ms_deform_attn_fused
 
 from .levels import Geometry
+from .linear import Linear, linear
 
 
 class MSDeformAttn(nn.Module):
@@ -50,10 +50,10 @@ class MSDeformAttn(nn.Module):
         self.num_heads = num_heads
         self.num_points = num_points
         samples = num_heads * num_levels * num_points
-        self.sampling_offsets = nn.Linear(dim, samples * 2)
-        self.attention_weights = nn.Linear(dim, samples)
-        self.value_proj = nn.Linear(dim, value_dim)
-        self.output_proj = nn.Linear(value_dim, dim)
+        self.sampling_offsets = Linear(dim, samples * 2)
+        self.attention_weights = Linear(dim, samples)
+        self.value_proj = Linear(dim, value_dim)
+        self.output_proj = Linear(value_dim, dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -99,4 +99,4 @@ class MSDeformAttn(nn.Module):
         linears = (self.sampling_offsets, self.attention_weights)
         weight = torch.cat([linear.weight for linear in linears])
         bias = torch.cat([linear.bias for linear in linears])
-        return F.linear(query, weight, bias)
+        return linear(query, weight, bias)

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .deform_attn import MSDeformAttn
 from .levels import Geometry, Levels, map_to_tokens
+from .linear import Linear
 from .vit import LAYER_NORM_EPS
 
 NUM_LEVELS = 3
@@ -50,7 +51,7 @@ class MRFP(nn.Module):
             )
         if any(k % 2 == 0 for k in kernel_sizes):
             raise ValueError(f"mrfp_kernel_sizes must be odd, got {tuple(kernel_sizes)}")
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = Linear(dim, hidden_dim)
         self.convs = nn.ModuleList(
             nn.ModuleList(
                 nn.Conv2d(share, share, k, padding=k // 2, groups=share) for k in kernel_sizes
@@ -58,7 +59,7 @@ class MRFP(nn.Module):
             for _ in range(NUM_LEVELS)
         )
         self.norms = nn.ModuleList(norm_layer(hidden_dim) for _ in range(NUM_LEVELS))
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, c: Tensor, levels: Levels) -> Tensor:
         """CNN tokens (B, S, D) -> (B, S, D)."""
@@ -80,9 +81,9 @@ class ConvFFN(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = Linear(dim, hidden_dim)
         self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, c: Tensor, levels: Levels) -> Tensor:
         """CNN tokens (B, S, D) -> (B, S, D)."""

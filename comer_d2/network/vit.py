@@ -14,6 +14,7 @@ from timm.layers import DropPath, LayerScale, Mlp, SwiGLU, create_rope_embed, ge
 from torch import Tensor, nn
 
 from .levels import map_to_tokens
+from .linear import with_own_linears
 from .vit_attention import Attention, RelativePositionAttention
 
 # The CNN branch meets the ViT at stride 16; pretrained kernels of another size are resampled to it.
@@ -113,10 +114,11 @@ def build_mlp(
     """
     norm_layer = None if sub_norm_eps is None else partial(nn.LayerNorm, eps=sub_norm_eps)
     if kind == "swiglu":
-        return SwiGLU(dim, hidden_dim, norm_layer=norm_layer)
+        return with_own_linears(SwiGLU(dim, hidden_dim, norm_layer=norm_layer))
     if kind != "mlp":
         raise ValueError(f"mlp_type must be 'mlp' or 'swiglu', got {kind!r}")
-    return Mlp(dim, hidden_dim, act_layer=get_act_layer(activation), norm_layer=norm_layer)
+    mlp = Mlp(dim, hidden_dim, act_layer=get_act_layer(activation), norm_layer=norm_layer)
+    return with_own_linears(mlp)
 
 
 def build_attention(

@@ -11,6 +11,7 @@ from timm.layers import apply_rot_embed_cat, trunc_normal_
 from torch import Tensor, nn
 
 from .levels import map_to_tokens
+from .linear import Linear, linear
 
 CLASS_ROWS = 3  # class to token, token to class, class to itself: the last of BEiT's tables
 
@@ -50,12 +51,12 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.window_size = window_size
         self.rotate_half = rotate_half
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias and key_bias)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias and key_bias)
         apart = qkv_bias and not key_bias
         self.q_bias = nn.Parameter(torch.zeros(dim)) if apart else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if apart else None
         self.norm = nn.Identity() if sub_norm_eps is None else nn.LayerNorm(dim, sub_norm_eps)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, height: int, width: int, rope: Tensor | None = None) -> Tensor:
         """Tokens (B, P + height*width, D) -> tokens of the same shape.
@@ -66,7 +67,7 @@ class Attention(nn.Module):
             width: columns of the map.
             rope: (height*width, 2*d) sines, then cosines, of rotary positions; d channels a head.
         """
-        qkv = F.linear(x, self.qkv.weight, self.bias())
+        qkv = linear(x, self.qkv.weight, self.bias())
         if rope is not None:
             qkv = self.rotate(qkv, rope)
         if self.window_size:
@@ -157,7 +158,7 @@ class RelativePositionAttention(Attention):
     def forward(self, x: Tensor, height: int, width: int, rope: Tensor | None = None) -> Tensor:
         """Tokens (B, P + height*width, D) -> tokens of the same shape; ``rope`` must be ``None``."""
         # The bias is added after the padding: that is padding before the projection.
-        qkv = F.linear(x, self.qkv.weight)
+        qkv = linear(x, self.qkv.weight)
         bias = self.bias()
         bias = qkv.new_zeros(()) if bias is None else bias.to(qkv.dtype)
         if not self.window_size:

@@ -1,0 +1,57 @@
+"""Linear layers at the speed of the processor, whoever made it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``torch.nn.functional.linear``; in float32 on a CPU, a 1x1 convolution with the same result.
+
+    In float32 PyTorch gives matrix products to MKL and convolutions to oneDNN. On AMD's processors
+    MKL runs at half of oneDNN's speed (docs/architecture.md has the figures). Tokens are
+    channels-last rows already, so that neither way copies them.
+
+    Args:
+        x: (..., I).
+        weight: (O, I).
+        bias: (O,).
+
+    Returns:
+        (..., O).
+    """
+    if not by_convolution(x):
+        return F.linear(x, weight, bias)
+    rows = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+    output = F.conv2d(rows, weight[:, :, None, None], bias)
+    return output.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+def by_convolution(x: Tensor) -> bool:
+    """Whether a convolution is the better linear layer: compilers choose for themselves."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.numel() > 0
+        and torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+class Linear(nn.Linear):
+    """``torch.nn.Linear`` through :func:`linear`; the same arguments, parameters and result."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O)."""
+        return linear(x, self.weight, self.bias)
+
+
+def with_own_linears(module: nn.Module) -> nn.Module:
+    """Replaces the linear layers directly inside a module, such as timm's Mlp, by :class:`Linear`."""
+    for name, child in module.named_children():
+        if type(child) is nn.Linear:
+            own = Linear(child.in_features, child.out_features, bias=child.bias is not None)
+            own.load_state_dict(child.state_dict())
+            setattr(module, name, own)
+    return module
