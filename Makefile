@@ -1,13 +1,14 @@
 # Two commands: `make quickstart` and `make test`. `make help` lists the rest.
 PYTHON ?= python3
 SHORT ?=
+TORCH ?= 2.13.0
 ARGS ?=
 
 # Waiting threads that spin make small CPU runs several times slower.
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-seg test lint format benchmark sanitize
+.PHONY: help install quickstart quickstart-seg test lint format benchmark sanitize other-torch
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,3 +39,6 @@ benchmark: install  ## time the operator against its PyTorch reference
 
 sanitize:  ## run the operator's CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	@PYTHON=$(PYTHON) csrc/sanitize.sh $(ARGS)
+
+other-torch:  ## run the operator's tests on this binary under another torch (TORCH=2.13.0)
+	@PYTHON=$(PYTHON) csrc/other_torch.sh $(TORCH) $(ARGS)
