@@ -2,7 +2,14 @@
 
 from .families import CONVERTERS, convert_pretraining
 from .files import WeightsError, read_weights, write_weights
-from .official import convert_official, official_arguments
+from .official import convert_official, to_official
+from .official_arguments import official_arguments
+from .official_models import (
+    convert_official_detector,
+    convert_official_segmentor,
+    to_official_detector,
+    to_official_segmentor,
+)
 from .pretrained import load_pretrained
 from .report import LoadReport
 
@@ -13,9 +20,14 @@ __all__ = [
     "LoadReport",
     "WeightsError",
     "convert_official",
+    "convert_official_detector",
+    "convert_official_segmentor",
     "convert_pretraining",
     "load_pretrained",
     "official_arguments",
     "read_weights",
+    "to_official",
+    "to_official_detector",
+    "to_official_segmentor",
     "write_weights",
 ]

@@ -1,58 +1,149 @@
-"""The authors' ViT-CoMer: their key names and constructor arguments in this project's terms."""
+"""The authors' ViT-CoMer backbone: their names <-> the names here.
 
+One table serves both directions. Numbers of blocks, interactions and extra blocks stand as ``#``.
+"""
+
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-# Official name -> name here, tried in order, on one dotted key. MRFP's six depthwise convolutions
-# are three levels of two kernels, numbered level by level.
-RENAMES: tuple[tuple[str, str], ...] = (
-    # The BEiT variant's names for the same parts.
-    (r"(interactions\.\d+\.)multiconv\.", r"\1mrfp."),
-    (r"(interactions\.\d+\.)injector\.", r"\1cti_tov."),
-    (r"(interactions\.\d+\.)extractor\.", r"\1cti_toc."),
-    (r"(interactions\.\d+\.)extra_extractors\.", r"\1extra_CTIs."),
-    (r"(blocks\.\d+\.)gamma_?([12])$", r"\1ls\2.gamma"),
-    # CNN stem: convolution, norm and activation are numbered through; here each triple is one item.
-    (r"^spm\.stem\.([036])\.", lambda m: f"pyramid.stem.{int(m[1]) // 3}.0."),
-    (r"^spm\.stem\.([147])\.", lambda m: f"pyramid.stem.{int(m[1]) // 3}.1."),
-    (r"^spm\.conv([234])\.", lambda m: f"pyramid.downsample.{int(m[1]) - 2}."),
-    (r"^spm\.fc([1234])\.", lambda m: f"pyramid.proj.{int(m[1]) - 1}."),
-    (
-        r"\.mrfp\.dwconv\.dwconv([1-6])\.",
-        lambda m: ".mrfp.convs.{}.{}.".format(*divmod(int(m[1]) - 1, 2)),
-    ),
-    (r"\.mrfp\.dwconv\.bn([123])\.", lambda m: f".mrfp.norms.{int(m[1]) - 1}."),
-    # Interactions.
-    (r"\.(cti_toc|extra_CTIs\.\d+)\.cfinter\.", r".\1.feature_interaction."),
-    (
-        r"\.(cti_toc|extra_CTIs\.\d+)\.(query|feat)_norm\.",
-        r".\1.feature_interaction.outer_\2_norm.",
-    ),
-    (r"\.ffn_norm\.", ".ffn.norm."),
-    (r"\.ffn\.dwconv\.dwconv\.", ".ffn.ffn.dwconv."),
-    (r"\.ffn\.(fc[12])\.", r".ffn.ffn.\1."),
-    (r"\.cti_tov\.", ".cti_to_v."),
-    (r"\.cti_toc\.", ".cti_to_c."),
-    (r"\.extra_CTIs\.", ".extra_cti."),
-    # Outputs.
-    (r"^up\.", "upsample."),
-    (r"^norm([1234])\.", lambda m: f"out_norms.{int(m[1]) - 1}."),
+from ..network.vit_attention import relative_position_index
+from .files import WeightsError, check_finite, first
+from .ledger import Ledger, Pretraining
+from .official_sizes import check_whole, sized_network
+
+TITLE = "the authors' ViT-CoMer backbone"
+LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def under(official: str, here: str, table: Mapping[str, str]) -> dict[str, str]:
+    """A table of names with a prefix on both sides."""
+    return {f"{official}{old}": f"{here}{new}" for old, new in table.items()}
+
+
+def same(*names: str) -> dict[str, str]:
+    """A table of names that are the same on both sides."""
+    return {name: name for name in names}
+
+
+# The CNN stem numbers convolutions, norms and activations through; here each triple is one item.
+STEM = {
+    **{f"spm.stem.{3 * i + j}": f"pyramid.stem.{i}.{j}" for i in range(3) for j in range(2)},
+    **{f"spm.conv{i + 2}.{j}": f"pyramid.downsample.{i}.{j}" for i in range(3) for j in range(2)},
+    **{f"spm.fc{i + 1}": f"pyramid.proj.{i}" for i in range(4)},
+}
+BLOCK = same("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2") | {
+    "gamma1": "ls1.gamma",
+    "gamma2": "ls2.gamma",
+}
+BEIT_BLOCK = same("attn.q_bias", "attn.v_bias", "attn.relative_position_bias_table")
+ATTENTION = same(
+    "attn.sampling_offsets", "attn.attention_weights", "attn.value_proj", "attn.output_proj"
 )
-KNOWN = re.compile(
-    r"(pos_embed$|level_embed$|patch_embed\.proj\.|blocks\.\d+\."
-    r"(norm[12]|attn|mlp|ls[12])\.|pyramid\.|interactions\.\d+\.|upsample\.|out_norms\.)"
+# MRFP's six depthwise convolutions are three levels of two kernels, numbered level by level.
+MRFP = {
+    **same("fc1", "fc2"),
+    **{f"dwconv.dwconv{2 * i + j + 1}": f"convs.{i}.{j}" for i in range(3) for j in range(2)},
+    **{f"dwconv.bn{i + 1}": f"norms.{i}" for i in range(3)},
+}
+FFN = {
+    "ffn_norm": "ffn.norm",
+    "ffn.fc1": "ffn.ffn.fc1",
+    "ffn.dwconv.dwconv": "ffn.ffn.dwconv",
+    "ffn.fc2": "ffn.ffn.fc2",
+}
+NORMS = same("query_norm", "feat_norm")
+CTI_TO_C = {
+    "query_norm": "feature_interaction.outer_query_norm",
+    "feat_norm": "feature_interaction.outer_feat_norm",
+    **under("cfinter.", "feature_interaction.", NORMS | ATTENTION | FFN),
+}
+INTERACTION = {
+    **under("mrfp.", "mrfp.", MRFP),
+    **under("cti_tov.", "cti_to_v.", same("gamma") | NORMS | ATTENTION | FFN),
+    **under("cti_toc.", "cti_to_c.", CTI_TO_C),
+    **under("extra_CTIs.#.", "extra_cti.#.", FFN | CTI_TO_C),
+}
+BACKBONE = {
+    **same("pos_embed", "level_embed", "patch_embed.proj"),
+    **STEM,
+    **under("blocks.#.", "blocks.#.", BLOCK),
+    **under("interactions.#.", "interactions.#.", INTERACTION),
+    "up": "upsample",
+    **{f"norm{i + 1}": f"out_norms.{i}" for i in range(4)},
+}
+# What the BEiT variant calls the same parts.
+BEIT_NAMES = (
+    ("#.mrfp.", "#.multiconv."),
+    ("#.cti_tov.", "#.injector."),
+    ("#.cti_toc.", "#.extractor."),
+    ("#.extra_CTIs.", "#.extra_extractors."),
+    ("#.gamma1", "#.gamma_1"),
+    ("#.gamma2", "#.gamma_2"),
 )
+
+
+def beit_name(name: str) -> str:
+    """A name of the table -> the BEiT variant's."""
+    for old, new in BEIT_NAMES:
+        name = name.replace(old, new)
+    return name
+
+
+BEIT_BACKBONE = {
+    **{beit_name(old): new for old, new in BACKBONE.items()},
+    **under("blocks.#.", "blocks.#.", BEIT_BLOCK),
+}
+OFFICIAL_TO_HERE = BACKBONE | BEIT_BACKBONE
+HERE_TO_OFFICIAL = {new: old for old, new in BACKBONE.items()}
+HERE_TO_BEIT = {new: old for old, new in BEIT_BACKBONE.items()}
+NUMBERED = re.compile(
+    r"(?<![^.])(blocks|interactions|extra_CTIs|extra_extractors|extra_cti)\.(\d+)(?=\.)"
+)
+INDEX = ".attn.relative_position_index"
+OUTER_NORM = re.compile(
+    r"(interactions\.\d+\.(?:(?:extra_CTIs|extra_extractors)\.\d+|cti_toc|extractor))\."
+    r"(?:query|feat)_norm\.(?:weight|bias)"
+)
+UNUSED_NORM = (
+    "the authors' network creates this norm and never uses it (no cnn_feature_interaction)"
+)
+
+
+def translate(name: str, table: Mapping[str, str]) -> str | None:
+    """One name by a table; ``None`` if the table does not have it."""
+    numbers = iter(NUMBERED.findall(name))
+    numbered = NUMBERED.sub(r"\1.#", name)
+    module, _, leaf = numbered.rpartition(".")
+    if numbered in table:
+        new = table[numbered]
+    elif leaf in LEAVES and module in table:
+        new = f"{table[module]}.{leaf}"
+    else:
+        return None
+    return re.sub("#", lambda _: next(numbers)[1], new)
+
+
+def is_official(names: Iterable[str]) -> bool:
+    """Whether a state dict has the authors' backbone in it, alone or under ``backbone.``."""
+    return any(
+        re.match(r"(backbone\.)?(spm\.|interactions\.\d+\.(mrfp|multiconv)\.dwconv\.)", name)
+        for name in names
+    )
 
 
 def convert_official(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """Turns a state dict of the authors' backbone into one that loads strictly here.
 
-    It only renames and drops, so it converts a dict of gradients just as well. Dropped are BEiT's
-    relative position indices (computed here) and the norms of CTI to C where the authors' network
-    creates but never uses them (no ``cnn_feature_interaction``).
+    It only renames and drops, so it converts a dict of gradients just as well: that nothing is
+    missing, a strict load has to say, or :func:`official_backbone`. Dropped are BEiT's relative
+    position indices (computed here) and the norms of CTI to C where the authors' network creates
+    but never uses them (no ``cnn_feature_interaction``).
 
     Args:
         state_dict: tensors by the authors' names: bare, under ``backbone.`` (other prefixes are
@@ -63,192 +154,152 @@ def convert_official(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         Tensors by the names of :class:`comer_d2.ViTCoMer`; they share memory with the given ones.
 
     Raises:
-        ValueError: if a name is not one of the authors' backbone, or there is none.
+        WeightsError: if a name is not one of the authors' backbone, or there is none.
     """
-    official = bare_backbone(state_dict)
-    attending = {k.split(".cfinter.")[0] for k in official if ".cfinter." in k}
-    converted = {}
-    for name, tensor in official.items():
-        if name.endswith(".relative_position_index") or is_unused_norm(name, attending):
-            continue
-        new_name = rename(name)
-        if not KNOWN.match(new_name):
-            raise ValueError(
-                f"{name!r} is not a tensor of the authors' ViT-CoMer backbone: is this checkpoint "
-                "of another model? (A plain ViT is not one.)"
-            )
-        converted[new_name] = tensor
-    return converted
+    return rename_backbone(state_dict).tensors
 
 
-def bare_backbone(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The backbone's tensors by their bare names, out of any of the forms they come in."""
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state_dict.get(wrapper), Mapping):
-            state_dict = state_dict[wrapper]
-    prefix = "backbone."
-    if any(name.startswith(prefix) for name in state_dict):
-        state_dict = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in state_dict.items()
-            if name.startswith(prefix)
-        }
-    if not any(name.startswith("interactions.") for name in state_dict):
-        raise ValueError(
+def official_backbone(state_dict: Mapping[str, Any]) -> Pretraining:
+    """As :func:`convert_official`, for a whole checkpoint: with its books, and nothing missing.
+
+    Raises:
+        WeightsError: also for names that are missing, shapes that do not fit together, and values
+            that are not finite.
+    """
+    result = rename_backbone(state_dict)
+    check_finite(result.tensors, result.family)
+    check_whole(result.tensors, sized_network(result.tensors).state_dict(), result.family)
+    return result
+
+
+def rename_backbone(state_dict: Mapping[str, Any]) -> Pretraining:
+    """The backbone by the names here, and where everything else went."""
+    inner, prefix, outside = find_backbone(state_dict)
+    attending = {name.split(".cfinter.")[0] for name in inner if ".cfinter." in name}
+    ledger = Ledger(inner, TITLE)
+    for name in inner:
+        outer = OUTER_NORM.fullmatch(name)
+        if name.endswith(INDEX):
+            check_index(prefix + name, inner[name])
+            ledger.drop([(re.escape(name), "computed here")])
+        elif outer and outer[1] not in attending:
+            ledger.drop([(re.escape(name), UNUSED_NORM)])
+        elif new_name := translate(name, OFFICIAL_TO_HERE):
+            ledger.move(name, new_name)
+    if ledger.left:
+        raise WeightsError(
+            f"{first(list(map(repr, ledger.left)))} is not a tensor of the authors' ViT-CoMer "
+            "backbone: is this checkpoint of another model? (A plain ViT is not one.)"
+        )
+    ledger.result.parts = [replace(p, source=prefix + p.source) for p in ledger.result.parts]
+    for name, tensor in outside.items():
+        ledger.note(name, tensor.numel(), None, "not of the backbone")
+    return ledger.result
+
+
+def find_backbone(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], str, dict]:
+    """The backbone's tensors by their bare names, the prefix that they had, and the others.
+
+    Raises:
+        WeightsError: if there is no backbone of the authors.
+    """
+    state_dict = without_wrapper(state_dict)
+    prefix = "backbone." if any(name.startswith("backbone.") for name in state_dict) else ""
+    inner = {n.removeprefix(prefix): t for n, t in state_dict.items() if n.startswith(prefix)}
+    if not any(name.startswith("interactions.") for name in inner):
+        raise WeightsError(
             "no 'interactions.*' tensors: this is not a state dict of the authors' ViT-CoMer "
             f"(its first names: {list(state_dict)[:5]})"
         )
-    return dict(state_dict)
+    outside = {n: t for n, t in state_dict.items() if not n.startswith(prefix)}
+    return inner, prefix, outside
 
 
-def rename(name: str) -> str:
-    """One official name -> the name here."""
-    for pattern, replacement in RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+def without_wrapper(state_dict: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """The state dict out of the checkpoint that it may be in."""
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state_dict.get(wrapper), Mapping):
+            state_dict = state_dict[wrapper]
+    return state_dict
 
 
-def is_unused_norm(name: str, attending: set[str]) -> bool:
-    """Whether this is an outer norm of a CTI to C without cnn_feature_interaction."""
-    module, _, norm = name.rpartition(".")[0].rpartition(".")
-    is_outer = norm in ("query_norm", "feat_norm") and re.search(
-        r"\.(cti_toc|extractor|extra_CTIs\.\d+|extra_extractors\.\d+)$", module
-    )
-    return bool(is_outer) and module not in attending
+def check_index(name: str, index: Tensor) -> None:
+    """Raises WeightsError if stored relative positions are not those that are computed here."""
+    side = math.isqrt(index.shape[0]) if index.ndim else 0
+    if side == 0 or not torch.equal(index.long(), relative_position_index(side, side)):
+        raise WeightsError(
+            f"'{name}' of shape {tuple(index.shape)} is not the relative positions of a square "
+            "window, row by row, as this network computes them"
+        )
 
 
-# The authors' argument -> the argument here, where the meaning is the same.
-SAME_MEANING = {
-    "in_chans": "in_chans",
-    "embed_dim": "embed_dim",
-    "depth": "depth",
-    "num_heads": "num_heads",
-    "mlp_ratio": "mlp_ratio",
-    "qkv_bias": "qkv_bias",
-    "drop_path_rate": "drop_path_rate",
-    "conv_inplane": "stem_width",
-    "n_points": "deform_num_points",
-    "deform_num_heads": "deform_num_heads",
-    "deform_ratio": "deform_ratio",
-    "cffn_ratio": "cffn_ratio",
-    "interaction_indexes": "interaction_indexes",
-    "cnn_feature_interaction": "cnn_feature_interaction",
-    "with_cp": "use_act_checkpoint",
-}
-# What the authors' constructors assume when an argument is not given.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "det": {
-        "deform_num_heads": 6,
-        "deform_ratio": 1.0,
-        "cnn_feature_interaction": False,
-        "init_values": 0.0,
-    },
-    "seg": {
-        "deform_num_heads": 6,
-        "deform_ratio": 1.0,
-        "cnn_feature_interaction": True,
-        "init_values": 0.0,
-        "dim_ratio": 6.0,
-    },
-    "beit": {
-        "deform_num_heads": 6,
-        "deform_ratio": 1.0,
-        "cnn_feature_interaction": True,
-        "init_values": 0.0,
-        "use_abs_pos_emb": False,
-        "use_rel_pos_bias": True,
-        "window_attn": True,
-    },
-}
-# The only value that the networks here have; any other is refused.
-FIXED = {
-    "patch_size": 16,
-    "with_cffn": True,
-    "drop_rate": 0.0,
-    "attn_drop_rate": 0.0,
-    "use_shared_rel_pos_bias": False,
-    "use_mean_pooling": True,
-}
-WITHOUT_EFFECT = {"type", "variant", "pretrained", "num_classes"}
+def to_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`convert_official`: a backbone of this project by the authors' names.
 
-
-def official_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns the authors' constructor arguments into those of :class:`comer_d2.ViTCoMer`.
+    With relative positions it takes the names of their BEiT variant. Norms that their network
+    creates but never uses are added at their initial values, and relative position indices as they
+    are computed. (An interaction without CTI to C also gets such norms: they are not used either.)
 
     Args:
-        config: the ``backbone`` dict of a config of the authors, plus ``variant``: ``"det"``
-            (MMDetection; assumed if absent), ``"seg"`` (MMSegmentation) or ``"beit"`` (BEiT
-            pretraining).
+        state_dict: tensors by the names of :class:`comer_d2.ViTCoMer`, all of them.
 
     Returns:
-        Keyword arguments of :class:`comer_d2.ViTCoMer`.
+        Tensors by the authors' bare names; they share memory with the given ones.
 
     Raises:
-        ValueError: for an unknown variant or argument, or a value that the network here lacks.
+        WeightsError: for what the authors' network does not have: prefix tokens, gated MLPs, MRFP
+            without CTI to V, other kernels; or if tensors are missing, of other shapes or not
+            finite.
     """
-    variant = config.get("variant", "det")
-    if variant not in DEFAULTS:
-        raise ValueError(f"variant must be one of {sorted(DEFAULTS)}, got {variant!r}")
-    given = {**DEFAULTS[variant], **config}
-    for name in WITHOUT_EFFECT:
-        given.pop(name, None)
-    for name, value in FIXED.items():
-        if given.pop(name, value) != value:
-            raise ValueError(f"{name}={config[name]!r} is not supported, only {value!r}")
-
-    arguments = {new: given.pop(old) for old, new in SAME_MEANING.items() if old in given}
-    # The authors' backbones have no MRFP where they have no CTI to V.
-    to_v = given.pop("use_injector" if variant == "beit" else "use_CTI_toV", True)
-    to_c = given.pop("use_extractor" if variant == "beit" else "use_CTI_toC", True)
-    sizes = {given.pop(name) for name in ("pretrain_size", "img_size") if name in given} or {224}
-    if len(sizes) > 1:
-        raise ValueError(f"pretrain_size and img_size must agree, got {sorted(sizes)}")
-    init_values = given.pop("init_values")
-    arguments |= {
-        "use_mrfp": to_v,
-        "use_cti_to_v": to_v,
-        "use_cti_to_c": to_c,
-        "gate_init": init_values,
-        "pretrain_img_size": sizes.pop(),
-        "mrfp_ratio": given.pop("dim_ratio", 0.5),
-        "num_extra_cti": given.pop("extra_num", 4) if pop_extra_switch(given) else 0,
-        "vit_features": vit_features(variant, given.pop("add_vit_feature", True)),
-        "window_size": windows(
-            given.pop("window_attn", False), given.pop("window_size", 14), config.get("depth", 12)
-        ),
-    }
-    if variant == "beit":
-        arguments["layer_scale_init"] = init_values or None
-        arguments["use_abs_pos"] = given.pop("use_abs_pos_emb")
-        arguments["use_rel_pos_bias"] = given.pop("use_rel_pos_bias")
-    else:
-        arguments["layer_scale_init"] = 1.0 if given.pop("layer_scale", True) else None
-    if given:
-        raise ValueError(f"unknown arguments of the authors' {variant!r} backbone: {sorted(given)}")
-    return arguments
+    is_beit = any(name.endswith(".relative_position_bias_table") for name in state_dict)
+    table = HERE_TO_BEIT if is_beit else HERE_TO_OFFICIAL
+    ledger = Ledger(state_dict, "the backbone")
+    for name in state_dict:
+        if old_name := translate(name, table):
+            ledger.move(name, old_name)
+    if ledger.left:
+        raise WeightsError(f"the authors' ViT-CoMer has no {first(list(map(repr, ledger.left)))}")
+    check_finite(state_dict, "the backbone")
+    check_whole(state_dict, sized_network(state_dict).state_dict(), "the backbone")
+    official = ledger.result.tensors
+    check_expressible(official)
+    return official | unused_norms(official, is_beit) | indices(official)
 
 
-def pop_extra_switch(given: dict[str, Any]) -> bool:
-    """Whether the last interaction has extra CTI blocks, under any of the authors' names for it."""
-    switches = [given.pop(name, True) for name in ("use_extra_CTI", "use_extra_extractor")]
-    return all(switches)
-
-
-def vit_features(variant: str, add_vit_feature: bool) -> str:
-    """Which ViT features the variant adds to its outputs."""
-    if not add_vit_feature:
-        return "none"
-    return "stages" if variant == "seg" else "last"
-
-
-def windows(
-    window_attn: bool | Sequence[bool], window_size: int | Sequence[int | None], depth: int
-) -> list[int]:
-    """One window side per block, 0 for global attention."""
-    on = [window_attn] * depth if isinstance(window_attn, bool) else window_attn
-    side = [window_size] * depth if isinstance(window_size, int) else window_size
-    if not len(on) == len(side) == depth:
-        raise ValueError(
-            f"window_attn ({len(on)}) and window_size ({len(side)}) must name {depth} blocks"
+def check_expressible(official: Mapping[str, Tensor]) -> None:
+    """Raises WeightsError for networks that the authors' constructor cannot make."""
+    parts = {".".join(n.split(".")[:3]) for n in official if n.startswith("interactions.")}
+    for i in {part.split(".")[1] for part in parts}:
+        mrfp, to_v = (
+            any(f"interactions.{i}.{name}" in parts for name in names)
+            for names in (("mrfp", "multiconv"), ("cti_tov", "injector"))
         )
-    return [(w or 0) if used else 0 for used, w in zip(on, side, strict=True)]
+        if mrfp != to_v:
+            raise WeightsError(
+                f"interaction {i} has only one of MRFP and CTI to V: the authors' network has both "
+                "or neither"
+            )
+
+
+def unused_norms(official: Mapping[str, Tensor], is_beit: bool) -> dict[str, Tensor]:
+    """The outer norms of every CTI to C without feature interaction, as initialised."""
+    to_c, extra = ("extractor", "extra_extractors") if is_beit else ("cti_toc", "extra_CTIs")
+    count = 1 + max(int(n.split(".")[1]) for n in official if n.startswith("interactions."))
+    blocks = [f"interactions.{i}.{to_c}" for i in range(count)]
+    blocks += sorted({".".join(n.split(".")[:4]) for n in official if f".{extra}." in n})
+    like = official["level_embed"][0]
+    values = {"weight": torch.ones_like(like), "bias": torch.zeros_like(like)}
+    return {
+        f"{block}.{norm}.{leaf}": value.clone()
+        for block in blocks
+        for norm in ("query_norm", "feat_norm")
+        for leaf, value in values.items()
+        if f"{block}.{norm}.{leaf}" not in official
+    }
+
+
+def indices(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """BEiT's relative position index beside every table."""
+    tables = {n: t for n, t in official.items() if n.endswith(".relative_position_bias_table")}
+    sides = {n.rsplit(".attn.", 1)[0]: (math.isqrt(len(t)) + 1) // 2 for n, t in tables.items()}
+    return {block + INDEX: relative_position_index(w, w) for block, w in sides.items()}

@@ -1,0 +1,156 @@
+"""The network that a state dict belongs to, by its shapes: what else must be there, and how large."""
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..network import ViTCoMerNet
+from ..network.vit import PATCH_SIZE
+from .files import WeightsError, first
+
+
+def check_whole(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
+    """Raises WeightsError unless there are just the tensors of a network, in its shapes.
+
+    Args:
+        tensors: what there is.
+        own: the network's state dict; only its shapes matter.
+        what: what the tensors are of, for the message.
+    """
+    shapes = [
+        f"'{name}' has shape {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
+        for name in tensors
+        if name in own and tensors[name].shape != own[name].shape
+    ]
+    kinds = [
+        f"'{name}' is of {tensor.dtype}"
+        for name, tensor in tensors.items()
+        if name in own and tensor.is_floating_point() != own[name].is_floating_point()
+    ]
+    missing = [f"'{name}'" for name in own if name not in tensors]
+    unexpected = [f"'{name}'" for name in tensors if name not in own]
+    problems = [
+        f"{text}{first(names, 4)}"
+        for text, names in (
+            ("missing: ", missing),
+            ("not of it: ", unexpected),
+            ("", shapes),
+            ("", kinds),
+        )
+        if names
+    ]
+    if problems:
+        raise WeightsError(f"{what}: " + "; ".join(problems))
+
+
+def sized_network(tensors: Mapping[str, Tensor]) -> ViTCoMerNet:
+    """A network, without memory for its weights, of the sizes that a state dict shows.
+
+    What shapes do not show is not right in it: numbers of heads, windows, rates.
+
+    Args:
+        tensors: by the names of :class:`comer_d2.ViTCoMer`.
+
+    Raises:
+        WeightsError: if a tensor that decides about a size is missing or of no known form.
+    """
+    sizes = Sizes(tensors)
+    dim, in_chans = sizes.shape("patch_embed.proj.weight", 4)[:2]
+    depth, interactions = sizes.count("blocks.#."), sizes.count("interactions.#.")
+    tables = [f"blocks.{i}.attn.relative_position_bias_table" for i in range(depth)]
+    relative = any(name in tensors for name in tables)
+    table_shapes = [sizes.shape(name, 2) for name in tables] if relative else [(0, 1)] * depth
+    positions = sizes.shape("pos_embed", 3)[1] if not relative or "pos_embed" in tensors else 2
+    switches = {
+        argument: [sizes.has(f"interactions.{i}.{part}.") for i in range(interactions)]
+        for argument, part in (
+            ("use_mrfp", "mrfp"),
+            ("use_cti_to_v", "cti_to_v"),
+            ("cnn_feature_interaction", "cti_to_c"),
+        )
+    }
+    last = f"interactions.{interactions - 1}.extra_cti.#."
+    switches["cnn_feature_interaction"][-1] |= sizes.has(last + "feature_interaction.")
+    try:
+        with torch.device("meta"):
+            return ViTCoMerNet(
+                in_chans=in_chans,
+                embed_dim=dim,
+                depth=depth,
+                num_heads=table_shapes[0][1],
+                mlp_ratio=sizes.ratio("blocks.#.mlp.fc1.weight", dim),
+                qkv_bias=sizes.has("blocks.#.attn.q_bias") or sizes.has("blocks.#.attn.qkv.bias"),
+                use_abs_pos=not relative or "pos_embed" in tensors,
+                use_rel_pos_bias=relative,
+                layer_scale_init=1.0 if sizes.has("blocks.#.ls1.gamma") else None,
+                window_size=[(math.isqrt(rows) + 1) // 2 for rows, _ in table_shapes],
+                pretrain_img_size=PATCH_SIZE * math.isqrt(positions - 1),
+                stem_width=sizes.shape("pyramid.stem.0.0.weight", 4)[0],
+                interaction_indexes=shared_out(depth, interactions),
+                deform_num_heads=1,
+                deform_num_points=sizes.size("interactions.#.*.sampling_offsets.weight", 24) // 6,
+                deform_ratio=sizes.ratio("interactions.#.*.value_proj.weight", dim),
+                cffn_ratio=sizes.ratio("interactions.#.*.ffn.ffn.fc1.weight", dim),
+                mrfp_ratio=sizes.ratio("interactions.#.mrfp.fc1.weight", dim),
+                num_extra_cti=sizes.count(last),
+                **switches,
+            )
+    except ValueError as e:
+        raise WeightsError(f"the shapes of this backbone do not fit together: {e}") from e
+
+
+class Sizes:
+    """Sizes in a state dict.
+
+    Names can have ``#`` for any number and ``*`` for any parts; the first tensor in the dict that
+    matches counts, all others are checked against the network that it makes.
+
+    Args:
+        tensors: the state dict.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def shape(self, name: str, dims: int) -> tuple[int, ...]:
+        """Shape of a tensor that must be there."""
+        if name not in self.tensors:
+            raise WeightsError(f"the tensor '{name}' is missing")
+        shape = tuple(self.tensors[name].shape)
+        if len(shape) != dims or 0 in shape:
+            raise WeightsError(f"'{name}' must have {dims} dimensions, got shape {shape}")
+        return shape
+
+    def has(self, prefix: str) -> bool:
+        """Whether there is a name that begins so."""
+        return any(re.match(pattern(prefix), name) for name in self.tensors)
+
+    def size(self, name: str, default: int) -> int:
+        """Rows of the first tensor of these names; the default if there is none."""
+        found = (t for n, t in self.tensors.items() if re.fullmatch(pattern(name), n))
+        tensor = next(found, None)
+        return default if tensor is None or tensor.ndim == 0 else len(tensor)
+
+    def ratio(self, name: str, dim: int) -> float:
+        """The same in units of ``dim``, such that the network's rounding down gives the size."""
+        return (self.size(name, dim) + 0.5) / dim
+
+    def count(self, prefix: str) -> int:
+        """How many numbers there are for the last ``#`` of a prefix."""
+        numbers = [re.match(pattern(prefix), name) for name in self.tensors]
+        return 1 + max((int(m[m.lastindex]) for m in numbers if m), default=-1)
+
+
+def pattern(name: str) -> str:
+    """The regular expression of a name with ``#`` and ``*``."""
+    return re.escape(name).replace(r"\#", r"(\d+)").replace(r"\*", ".*")
+
+
+def shared_out(depth: int, interactions: int) -> list[tuple[int, int]]:
+    """Any shares of the blocks among the interactions: they do not show in the weights."""
+    if not 0 < interactions <= depth:
+        raise WeightsError(f"{interactions} interactions for {depth} blocks")
+    return [(i, i) for i in range(interactions - 1)] + [(interactions - 1, depth - 1)]
