@@ -236,3 +236,19 @@ def test_export_equals_eager():
     with torch.no_grad():
         for name, value in exported(image).items():
             torch.testing.assert_close(value, net(image)[name])
+
+
+def test_compile_without_graph_breaks_equals_eager() -> None:
+    # The partitioned forward and backward graphs, without the minutes that a compiler's C++ takes; in
+    # float64, for some gradients cancel to rounding noise.
+    net = tiny(
+        depth=2, window_block_indexes=(0,), interaction_indexes=((0, 0), (1, 1)), num_extra_cti=1
+    ).double()
+    image = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    results = []
+    for call in (net, torch.compile(net, fullgraph=True, backend="aot_eager")):
+        net.zero_grad()
+        outputs = call(image)
+        sum(output.square().mean() for output in outputs.values()).backward()
+        results.append((outputs, {name: p.grad.clone() for name, p in net.named_parameters()}))
+    torch.testing.assert_close(results[1], results[0], atol=1e-12, rtol=0)
