@@ -2,6 +2,7 @@
 
 from .families import CONVERTERS, convert_pretraining
 from .files import WeightsError, read_weights, write_weights
+from .mask2former import convert_mask2former
 from .official import convert_official, to_official
 from .official_arguments import official_arguments
 from .official_models import (
@@ -19,6 +20,7 @@ __all__ = [
     "FAMILIES",
     "LoadReport",
     "WeightsError",
+    "convert_mask2former",
     "convert_official",
     "convert_official_detector",
     "convert_official_segmentor",
