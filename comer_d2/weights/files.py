@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .numpy_pickle import load_numpy_pickle
+
 # What checkpoints of DeiT, MAE, BEiT, DINO and OpenMMLab carry beside tensors: plain records and
 # numpy's numbers, by the module names of numpy 1 and 2. Nothing here runs code of its own.
 HARMLESS_TYPES: tuple[Any, ...] = (
@@ -55,7 +57,7 @@ def read_weights(
     """Reads the state dict of a checkpoint file.
 
     Args:
-        path: a ``.safetensors`` file, or one written by ``torch.save``.
+        path: a ``.safetensors`` file, one written by ``torch.save``, or a ``.pkl`` of Detectron2.
         sha256: hexadecimal SHA-256 that the file must have.
 
     Returns:
@@ -122,6 +124,8 @@ def read_torch(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(list(HARMLESS_TYPES)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy's, about its own old names
+            if path.suffix == ".pkl":
+                return load_numpy_pickle(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         wanted = re.search(r"(?:GLOBAL|global|class) ([\w.]+\.[\w.]+)", str(e))

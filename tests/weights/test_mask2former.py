@@ -4,9 +4,12 @@ tests/data has every name and shape of the official R50 model with 150 classes (
 the weights of an official head of a few channels with what it computes (m2f_head_tiny).
 """
 
+import pickle
 import re
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,7 +17,7 @@ from safetensors.torch import load_file
 from comer_d2.heads.mask2former import Mask2FormerHead
 from comer_d2.heads.mask_decoder import MaskedTransformerDecoder
 from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder
-from comer_d2.weights import WeightsError, convert_mask2former
+from comer_d2.weights import WeightsError, convert_mask2former, read_weights
 from comer_d2.weights.mask2former import HEAD, is_mask2former, official_mask2former
 from comer_d2.weights.official_models import conversion_report
 
@@ -170,3 +173,44 @@ def test_criterion_of_another_number_of_classes_is_an_error(official):
         WeightsError, match=r"'criterion.empty_weight' has shape \(9,\), not \(6,\)"
     ):
         convert_mask2former(official)
+
+
+def write_pickle(path, content, protocol):
+    with path.open("wb") as f:
+        pickle.dump(content, f, protocol=protocol)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_from_the_file_that_the_project_publishes(official, tmp_path, protocol):
+    """A pickle of arrays, which is not executed."""
+    path = tmp_path / "model_final.pkl"
+    arrays = OrderedDict((name, tensor.numpy()) for name, tensor in official.items())
+    content = {"model": arrays, "__author__": "third_party", "iteration": np.int64(368750)}
+    write_pickle(path, content, protocol)
+    weights, rest = read_weights(path)
+    assert same(convert_mask2former(weights), convert_mask2former(official))
+    assert rest["__author__"] == "third_party"
+
+
+class Harmful:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize("value", [Harmful(), torch.device, Path], ids=["print", "torch", "Path"])
+def test_a_pickle_of_anything_else_is_refused(tmp_path, value, capsys):
+    path = tmp_path / "model_final.pkl"
+    write_pickle(path, {"model": {"a": np.zeros(3)}, "other": value}, 2)
+    with pytest.raises(WeightsError, match=r"wants the type \S+, and making it could execute"):
+        read_weights(path)
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("keep", [0, 1, 20, 0.5, -1])
+def test_a_pickle_cut_short_is_an_error(tmp_path, keep):
+    path = tmp_path / "model_final.pkl"
+    write_pickle(path, {"model": {"a": np.arange(300.0)}}, 2)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep) if keep == 0.5 else keep])
+    with pytest.raises(WeightsError, match=r"model_final\.pkl'"):
+        read_weights(path)
