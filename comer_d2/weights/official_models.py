@@ -1,10 +1,16 @@
 """The authors' whole models, by OpenMMLab's names <-> by the names of the models here.
 
 Mask R-CNN of MMDetection 2 and 3 is Detectron2's ``GeneralizedRCNN`` under other names. What is not
-in weights is the same on both sides (tests/d2/test_weights_official.py shows each against numbers of
-MMDetection): class order with the background last, the order of anchors and box deltas, fc1's
-flattening, RoIAlign, level assignment, thresholds, RGB with ImageNet's mean and deviation. So no
-tensor changes: a conversion is renaming.
+in weights is the same in the configs here (tests/d2/test_weights_official.py shows each against
+numbers of MMDetection): class order with the background last, the order of anchors and box deltas,
+fc1's flattening, RoIAlign, level assignment, thresholds, RGB with ImageNet's mean and deviation. So
+no tensor changes: a conversion is renaming.
+
+Three differences are left, all too small to show in detections: MMDetection also limits by how much
+a box delta shrinks a box (to 1/62.5, as both limit its growth); a box less than 6e-5 pixels smaller
+than where a pyramid level begins belongs to that level there and to the one before here; and images
+are resized by OpenCV there and Pillow here, which differ by at most one of 255 where they enlarge, as
+they do all images of COCO.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -4,6 +4,7 @@ UPerNet's numbers, tests/data/mmseg_upernet.safetensors, were made by MMSegmenta
 UPerHead and FCNHead with random weights. Mask R-CNN against MMDetection: tests/d2.
 """
 
+import random
 import re
 from pathlib import Path
 
@@ -190,3 +191,28 @@ def test_upernet_with_a_tensor_missing_is_an_error(segmentor):
         WeightsError, match=r"missing: 'sem_seg_head\.decoder\.pooling\.branches\.2"
     ):
         convert_official_segmentor(segmentor)
+
+
+MUTATIONS = {
+    "drop": lambda tensors, name: {n: t for n, t in tensors.items() if n != name},
+    "rename": lambda tensors, name: {
+        name[:-1] + "_" if n == name else n: t for n, t in tensors.items()
+    },
+    "wrap": lambda tensors, name: tensors | {name: tensors[name][None]},
+    "cut": lambda tensors, name: tensors | {name: tensors[name].reshape(-1)[1:]},
+    "retype": lambda tensors, name: (
+        tensors
+        | {name: tensors[name].to(torch.int32 if tensors[name].is_floating_point() else torch.half)}
+    ),
+    "nan": lambda tensors, name: tensors | {name: tensors[name] * torch.nan},
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_every_mutation_is_an_error(detector, mutation):
+    """Of eight tensors drawn at random, by six kinds of damage: never a silent difference."""
+    names = random.Random(mutation).sample(sorted(detector), 8)
+    for name in names:
+        with pytest.raises(WeightsError) as error:
+            convert_official_detector(MUTATIONS[mutation](detector, name))
+        assert str(error.value).count("'") >= 2, "the error names a tensor"
