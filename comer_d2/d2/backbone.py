@@ -1,6 +1,7 @@
 """ViT-CoMer as a Detectron2 backbone."""
 
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 
 from ..network import ViTCoMerNet
 from ..network.vit_comer import LARGEST_STRIDE, STRIDES
+from ..weights import load_weights
 from .norm import norm_layer
+
+logger = logging.getLogger(__name__)
 
 
 def names_network_arguments(init: Callable[..., None]) -> Callable[..., None]:
@@ -45,10 +49,15 @@ class ViTCoMer(ViTCoMerNet, Backbone):
             wherever there is more than one process: see :func:`~comer_d2.d2.norm.norm_layer`.
         square_pad: if positive, Detectron2 is asked to pad images to squares of this side, in
             pixels. Under an ``FPN`` it is the FPN's own ``square_pad`` that counts.
+        pretrained: weights to start from, as :func:`comer_d2.weights.load_weights` takes them: a
+            ``timm:`` id or a file. ``train.init_checkpoint`` does the same once, where training
+            starts; this loads whenever the model is built.
+        pretrained_family: of a pretrained ViT, where its names do not tell.
         **network: the arguments of :class:`~comer_d2.network.ViTCoMerNet`, but for ``norm_layer``.
 
     Raises:
-        ValueError: for unknown features or norms, and for arguments that do not fit together.
+        ValueError: for unknown features or norms, for arguments that do not fit together, and for
+            pretrained weights that do not fit.
     """
 
     @names_network_arguments
@@ -58,6 +67,8 @@ class ViTCoMer(ViTCoMerNet, Backbone):
         out_features: Sequence[str] = tuple(STRIDES),
         norm: str | Callable[[int], nn.Module] = "SyncBN",
         square_pad: int = 0,
+        pretrained: str | None = None,
+        pretrained_family: str | None = None,
         **network: Any,
     ) -> None:
         unknown = [name for name in out_features if name not in STRIDES]
@@ -72,6 +83,8 @@ class ViTCoMer(ViTCoMerNet, Backbone):
         self._out_feature_strides = {name: STRIDES[name] for name in out_features}
         self._out_feature_channels = dict.fromkeys(out_features, self.embed_dim)
         self._freeze_unused()
+        if pretrained:
+            logger.info("%s", load_weights(self, pretrained, family=pretrained_family))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Image -> the feature maps named in ``out_features``.

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .data.custom import resolve_dataset
 from .drawing import draw_instances
-from .engine.checkpoint import load_weights, read_checkpoint
+from .engine.checkpoint import load_checkpoint
 from .engine.config import settle_device
 from .engine.errors import UserError
 
@@ -51,8 +51,7 @@ class Predictor:
             settle_device(cfg.train)
         self.device = torch.device(device or cfg.train.device)
         self.model = instantiate(cfg.model).to(self.device).eval()
-        path = os.fspath(checkpoint)
-        load_weights(self.model, read_checkpoint(path)["model"], path)
+        load_checkpoint(self.model, os.fspath(checkpoint), complete=True)
 
     def __call__(self, image: str | os.PathLike | np.ndarray) -> Instances:
         """Detect the objects of one image.

@@ -2,6 +2,7 @@
 
 from .families import CONVERTERS, convert_pretraining
 from .files import WeightsError, read_weights, write_weights
+from .load import load_weights
 from .mask2former import convert_mask2former
 from .official import convert_official, to_official
 from .official_arguments import official_arguments
@@ -26,6 +27,7 @@ __all__ = [
     "convert_official_segmentor",
     "convert_pretraining",
     "load_pretrained",
+    "load_weights",
     "official_arguments",
     "read_weights",
     "to_official",

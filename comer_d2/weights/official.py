@@ -269,7 +269,7 @@ def to_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def check_expressible(official: Mapping[str, Tensor]) -> None:
     """Raises WeightsError for networks that the authors' constructor cannot make."""
     parts = {".".join(n.split(".")[:3]) for n in official if n.startswith("interactions.")}
-    for i in {part.split(".")[1] for part in parts}:
+    for i in sorted({int(part.split(".")[1]) for part in parts}):
         mrfp, to_v = (
             any(f"interactions.{i}.{name}" in parts for name in names)
             for names in (("mrfp", "multiconv"), ("cti_tov", "injector"))

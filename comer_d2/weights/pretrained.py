@@ -22,6 +22,7 @@ def load_pretrained(
     net: nn.Module,
     source: str | os.PathLike[str] | Mapping[str, Tensor],
     *,
+    label: str | None = None,
     family: str | None = None,
     allow: Sequence[str] = (),
     sha256: str | None = None,
@@ -36,6 +37,7 @@ def load_pretrained(
             Detectron2's own plain ViT will do too.
         source: ``"timm:<id>"``, for the weights that timm has under this id; or the path of a
             ``.safetensors``, ``.pth`` or ``.pt`` file; or a state dict.
+        label: what to call a state dict in messages.
         family: one of ``comer_d2.weights.FAMILIES``; ``None``: told by the names.
         allow: shell patterns of names that may differ: tensors of the source, tensors of the
             network, or arguments of the network such as ``layer_norm_eps``.
@@ -48,7 +50,7 @@ def load_pretrained(
         WeightsError: if the source cannot be read, is not known, or does not fit.
     """
     name, branch = vit_branch(net)
-    pretraining, label = read_pretraining(source, family=family, sha256=sha256)
+    pretraining, label = read_pretraining(source, label=label, family=family, sha256=sha256)
     is_allowed = allowed_by(allow)
     fitting = Fitting(pretraining, branch)
     fitted = fitting.run()
@@ -68,12 +70,14 @@ def load_pretrained(
 def read_pretraining(
     source: str | os.PathLike[str] | Mapping[str, Tensor],
     *,
+    label: str | None = None,
     family: str | None = None,
     sha256: str | None = None,
 ) -> tuple[Pretraining, str]:
     """A pretraining from where it is, and what to call it; arguments as `load_pretrained`."""
     if isinstance(source, Mapping):
-        return convert_pretraining(source, family), "the state dict"
+        label = label or "the state dict"
+        return convert_pretraining(source, family, label), label
     if str(source).startswith(TIMM):
         if sha256:
             raise WeightsError(f"sha256 is for files; '{source}' is checked by timm's hub cache")

@@ -22,9 +22,17 @@ train.accumulation_steps = 1
 # The checkpoint that evaluated best is kept as model_best.pth; mode is "max" or "min".
 train.best_checkpointer = dict(metric="bbox/AP", mode="max")
 
-# Names (shell patterns) in init_checkpoint that may be without a place or of another shape in this
-# model, such as a classifier that is to be learnt anew: ["*.cls_score.*"]. Anything else is an error.
+# What init_checkpoint can be, and how it loads: docs/PRETRAINED.md. For a pretrained ViT whose tensor
+# names fit several families, which one it is: "clip-quickgelu".
+train.init_family = None
+
+# Names (shell patterns) that may be missing in init_checkpoint, without a place or of another shape in
+# this model, such as a classifier that is to be learnt anew: ["*.cls_score.*"]. Anything else is an
+# error.
 train.init_allow = []
+
+# The SHA-256 that the file must have.
+train.init_sha256 = None
 
 # Read by Detectron2's default_setup: -1 takes a new seed for every run; "high" lets float32
 # matrix products and convolutions use TF32.

@@ -52,7 +52,7 @@ def test_parameters_and_keys_are_the_networks() -> None:
 
 
 def test_signature_names_the_networks_arguments() -> None:
-    own = {"out_features", "norm", "square_pad"}
+    own = {"out_features", "norm", "square_pad", "pretrained", "pretrained_family"}
     network = set(inspect.signature(ViTCoMerNet).parameters) - {"norm_layer"}
     assert set(inspect.signature(ViTCoMer).parameters) == own | network
     with pytest.raises(TypeError, match="no_such"):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import logging
 import os
-import pickle
 import re
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import IO, Any
 
 import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
+from ...weights import WeightsError, load_weights, read_weights
+from ...weights.pretrained import TIMM
 from .errors import TrainingError, UserError
 
 logger = logging.getLogger(__name__)
@@ -101,125 +99,73 @@ def check_finite(weights: dict[str, Tensor]) -> None:
             raise TrainingError(f"weight '{name}' is not finite; no checkpoint was written")
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
+def read_checkpoint(path: str, sha256: str | None = None) -> dict[str, Any]:
     """Read a checkpoint file without executing anything in it.
 
     Args:
-        path: a ``.pth`` file, or an address that Detectron2 can download.
+        path: a ``.pth``, ``.pkl`` or ``.safetensors`` file, or an address that Detectron2 can
+            download.
+        sha256: hexadecimal SHA-256 that the file must have.
 
     Returns:
         A dict with a state dict under "model", and whatever else the file holds.
 
     Raises:
-        UserError: no such file, not a PyTorch file, or objects other than tensors in it.
+        UserError: no such file, another one, not a whole checkpoint, or objects other than tensors
+            and plain values in it.
     """
     try:
         local = PathManager.get_local_path(path)
     except Exception as e:
         raise UserError(f"checkpoint '{path}' cannot be fetched: {e}") from e
-    if not os.path.isfile(local):
-        raise UserError(f"checkpoint '{path}' does not exist (looked in {os.getcwd()})")
     try:
-        state = torch.load(local, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        reason = next(
-            (line for line in str(e).split("\n") if "GLOBAL" in line or "global" in line), ""
-        )
-        raise UserError(
-            f"checkpoint '{path}' is no PyTorch file of tensors and plain values only, and reading "
-            f"anything else could execute code: {reason.strip() or str(e).strip().split(chr(10))[0]}\n"
-            "  if you trust it, load it once with torch.load(..., weights_only=False) and save the "
-            "state dict alone"
-        ) from e
-    except (RuntimeError, EOFError, OSError) as e:
-        raise UserError(f"checkpoint '{path}' cannot be read: {str(e).splitlines()[0]}") from e
-    if not isinstance(state, dict):
-        raise UserError(f"checkpoint '{path}' holds a {type(state).__name__}, not a state dict")
-    return state if isinstance(state.get("model"), dict) else {"model": state}
+        weights, rest = read_weights(local, sha256=sha256)
+    except WeightsError as e:
+        raise UserError(f"checkpoint {e}".replace(local, path)) from e
+    return {**rest, "model": weights}
 
 
-@dataclass
-class LoadReport:
-    """How a state dict fits a model: the names that were loaded, and those that were not."""
-
-    loaded: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    other_shape: list[str] = field(default_factory=list)  # "name (shape in file, shape in model)"
-
-    def __str__(self) -> str:
-        lines = [f"loaded {len(self.loaded)} tensors"]
-        for title, names in (
-            ("missing, keep their initial values", self.missing),
-            ("without a place in this model", self.unexpected),
-            ("of another shape (in the checkpoint, in the model)", self.other_shape),
-        ):
-            if names:
-                lines.append(f"{len(names)} {title}: {_grouped(names)}")
-        return "\n  ".join(lines)
-
-
-def load_weights(
+def load_checkpoint(
     model: nn.Module,
-    weights: dict[str, Tensor],
     source: str,
     *,
-    allow_missing: bool = False,
+    complete: bool,
+    family: str | None = None,
     allow: Sequence[str] = (),
-) -> LoadReport:
-    """Load a state dict into a model, all of it or with an account of what did not fit.
+    sha256: str | None = None,
+) -> dict[str, Any]:
+    """Load weights of any supported kind into a model, and log what became of every tensor.
 
     Args:
         model: what to load into.
-        weights: state dict; a leading "module." is removed from all names.
-        source: where the weights are from, for messages.
-        allow_missing: whether tensors of the model may be absent from `weights`.
-        allow: shell patterns of names that may be missing, unexpected or of another shape.
+        source: as ``train.init_checkpoint``: ``timm:<id>``, a file, or an address.
+        complete: whether every part of the model must be in it, as for evaluation.
+        family: of a pretrained ViT, where its names do not tell.
+        allow: shell patterns of names that may differ.
+        sha256: hexadecimal SHA-256 that the file must have.
 
     Returns:
-        What was loaded and what was not.
+        What the file holds beside the weights.
 
     Raises:
-        UserError: something does not fit that is not allowed to; the model is left as it was.
+        UserError: it cannot be read, or does not fit; the model is left as it was.
     """
-    if weights and all(name.startswith("module.") for name in weights):
-        weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    own = model.state_dict()
-    report = LoadReport()
-    report.missing = [name for name in own if name not in weights]
-    fitting = {}
-    for name, value in weights.items():
-        if name not in own:
-            report.unexpected.append(name)
-        elif not isinstance(value, Tensor) or value.shape != own[name].shape:
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            report.other_shape.append(f"{name} ({shape}, {tuple(own[name].shape)})")
-        else:
-            fitting[name] = value
-    report.loaded = list(fitting)
-
-    def forbidden(names: list[str]) -> list[str]:
-        return [n for n in names if not any(fnmatch.fnmatch(n.split(" ")[0], p) for p in allow)]
-
-    wrong = LoadReport(
-        report.loaded,
-        [] if allow_missing else forbidden(report.missing),
-        forbidden(report.unexpected),
-        forbidden(report.other_shape),
-    )
-    if not fitting or wrong.missing or wrong.unexpected or wrong.other_shape:
-        raise UserError(
-            f"checkpoint '{source}' does not fit the model: {wrong}\n"
-            "  choose the config it was made with, or name what may differ in train.init_allow"
+    rest = {}
+    weights: Any = source
+    if not source.startswith(TIMM):
+        rest = read_checkpoint(source, sha256)
+        weights, sha256 = rest.pop("model"), None
+    try:
+        report = load_weights(
+            model,
+            weights,
+            label=f"'{source}'",
+            family=family,
+            allow=allow,
+            sha256=sha256,
+            complete=complete,
         )
-    model.load_state_dict(fitting, strict=False)
-    return report
-
-
-def _grouped(names: list[str], show: int = 12) -> str:
-    """A few names in full; of many, how many there are under each of their first two parts."""
-    if len(names) <= show:
-        return ", ".join(names)
-    groups = Counter(".".join(name.split(" ")[0].split(".")[:2]) for name in names)
-    shown = [f"{group}.* ({count})" for group, count in groups.most_common(show)]
-    return ", ".join(shown) + (", ..." if len(groups) > show else "")
+    except WeightsError as e:
+        raise UserError(f"checkpoint {e}") from e
+    logger.info("%s", report)
+    return rest

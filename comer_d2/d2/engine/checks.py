@@ -11,6 +11,7 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ...weights.pretrained import TIMM
 from ..data.custom import resolve_dataset
 from .checkpoint import CheckpointFolder
 from .errors import UserError
@@ -42,7 +43,8 @@ def check_ready(cfg: DictConfig, *, eval_only: bool, resume: bool) -> None:
             "no weights to evaluate: set train.init_checkpoint=PATH"
             + ("; --resume finds no checkpoint in " + cfg.train.output_dir if resume else "")
         )
-    if init and "://" not in init and not os.path.isfile(init):
+    named = init.startswith(TIMM) or "://" in init
+    if init and not named and not os.path.isfile(init):
         problems.append(f"train.init_checkpoint='{init}' does not exist (looked in {os.getcwd()})")
     if last and not eval_only and not resume:
         problems.append(

@@ -16,7 +16,7 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
 
-from .checkpoint import CheckpointFolder, load_weights, read_checkpoint
+from .checkpoint import CheckpointFolder, load_checkpoint
 from .checks import build, check_classes, check_ready
 from .config import load_config, settle_device
 from .errors import Interrupted, UserError
@@ -74,13 +74,13 @@ def evaluate_only(cfg: DictConfig, resume_last: bool = False) -> dict[str, Any]:
         UserError: not everything in the checkpoint fits the model.
     """
     path = CheckpointFolder(cfg.train.output_dir).last() if resume_last else None
-    path = path or cfg.train.init_checkpoint
     loader = build(cfg, "dataloader.test")
     check_classes(cfg, "test")
     model = build_model(cfg)
-    state = read_checkpoint(path)
-    report = load_weights(model, state["model"], path, allow=cfg.train.init_allow)
-    logger.info("%s: %s", path, report)
+    if path:
+        state = load_checkpoint(model, path, complete=True)
+    else:
+        state = initialize(cfg, model, complete=True)
     return evaluate(cfg, model, loader, state.get("iteration"))
 
 
@@ -97,12 +97,10 @@ def train(cfg: DictConfig, resume_run: bool = False) -> dict[str, Any]:
         trainer, checkpoints, evaluation = build_trainer(cfg, folder, interrupt)
         start = 0
         if last:
-            state = read_checkpoint(last)
-            load_weights(trainer.bare_model, state["model"], last)
-            start = resume(trainer, state)
+            start = resume(trainer, load_checkpoint(trainer.bare_model, last, complete=True))
             logger.info("Going on after %d iterations, from %s", start, last)
         elif cfg.train.init_checkpoint:
-            initialize(cfg, trainer.bare_model)
+            initialize(cfg, trainer.bare_model, complete=False)
         if start >= cfg.train.max_iter:
             logger.info("All %d iterations are done already: evaluating", cfg.train.max_iter)
             return evaluation.evaluate(start - 1)
@@ -172,16 +170,16 @@ def build_trainer(
     return trainer, checkpoints, evaluation
 
 
-def initialize(cfg: DictConfig, model: nn.Module) -> None:
-    """Load train.init_checkpoint into a model that is to be trained, and say what it gave.
-
-    Tensors that the checkpoint does not have keep their initial values: a pretrained backbone has
-    no heads. Anything else that does not fit is an error, but for train.init_allow.
-    """
-    path = cfg.train.init_checkpoint
-    weights = read_checkpoint(path)["model"]
-    report = load_weights(model, weights, path, allow_missing=True, allow=cfg.train.init_allow)
-    logger.info("%s: %s", path, report)
+def initialize(cfg: DictConfig, model: nn.Module, *, complete: bool) -> dict[str, Any]:
+    """Load train.init_checkpoint into a model; see `load_checkpoint`."""
+    return load_checkpoint(
+        model,
+        cfg.train.init_checkpoint,
+        complete=complete,
+        family=cfg.train.init_family,
+        allow=cfg.train.init_allow,
+        sha256=cfg.train.init_sha256,
+    )
 
 
 def _resume_command() -> str:
