@@ -39,8 +39,26 @@ HARMLESS_TYPES: tuple[Any, ...] = (
     ),
     *(
         type(np.dtype(code))
-        for code in ("?", "b", "B", "h", "H", "i", "I", "q", "Q", "e", "f", "d")
+        for code in ("?", "b", "B", "h", "H", "i", "I", "l", "L", "q", "Q", "e", "f", "d")
     ),
+)
+
+
+class Ignored:
+    """Takes the place of objects in a checkpoint that are no weights, whatever they hold."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Keeps nothing."""
+
+
+def no_attribute(*_: Any) -> None:
+    """Takes the place of ``getattr``, by which those objects name their methods."""
+
+
+# MMEngine's record of the losses, in every checkpoint of MMDetection 3: read as nothing.
+IGNORED_TYPES: tuple[tuple[Any, str], ...] = (
+    (Ignored, "mmengine.logging.history_buffer.HistoryBuffer"),
+    (no_attribute, "builtins.getattr"),
 )
 # Where training scripts put the weights in their checkpoints, most telling first.
 WRAPPERS = ("state_dict", "model", "module", "teacher", "model_ema")
@@ -122,7 +140,10 @@ def read_torch(path: Path) -> Any:
             f"'{path}' is a TorchScript archive, which can hold code: save its state_dict() alone"
         )
     try:
-        with torch.serialization.safe_globals(list(HARMLESS_TYPES)), warnings.catch_warnings():
+        with (
+            torch.serialization.safe_globals([*HARMLESS_TYPES, *IGNORED_TYPES]),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")  # numpy's, about its own old names
             if path.suffix == ".pkl":
                 return load_numpy_pickle(path)

@@ -6,8 +6,11 @@ UPerHead and FCNHead with random weights. Mask R-CNN against MMDetection: tests/
 
 import random
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,6 +21,7 @@ from comer_d2.weights import (
     WeightsError,
     convert_official_detector,
     convert_official_segmentor,
+    read_weights,
     to_official,
     to_official_detector,
     to_official_segmentor,
@@ -77,6 +81,25 @@ def test_mask_rcnn_there_and_back(detector):
         "proposal_generator",
         "roi_heads",
     }
+
+
+def test_from_the_file_that_mmdetection_3_writes(detector, tmp_path, monkeypatch):
+    """Beside the weights it has MMEngine's record of losses: an object, and methods by `getattr`."""
+    module = ModuleType("mmengine.logging.history_buffer")
+    recorder = type("HistoryBuffer", (), {"__module__": module.__name__, "mean": lambda self: 0})
+    module.HistoryBuffer = recorder
+    packages = ("mmengine", "mmengine.logging", module.__name__)
+    for name in packages:
+        monkeypatch.setitem(sys.modules, name, module)
+    record = recorder()
+    record.history, record.methods = np.arange(3), [record.mean]
+    checkpoint = {"meta": {"epoch": 12}, "state_dict": detector, "message_hub": {"loss": record}}
+    torch.save(checkpoint, tmp_path / "epoch_12.pth")
+    for name in packages:
+        monkeypatch.delitem(sys.modules, name)
+    weights, rest = read_weights(tmp_path / "epoch_12.pth")
+    assert same(convert_official_detector(weights), convert_official_detector(detector))
+    assert rest["meta"] == {"epoch": 12}
 
 
 def test_upernet_there_and_back(segmentor):
