@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .matcher import HungarianMatcher
-from .points import sample_points
+from .points import sample_masks, sample_points
 
 
 class SetCriterion(nn.Module):
@@ -118,15 +118,15 @@ class SetCriterion(nn.Module):
         matched = torch.cat(
             [masks[i, queries.to(masks.device)] for i, (queries, _) in enumerate(matches)]
         )[:, None]
-        wanted = torch.cat(
-            [
-                target["masks"][objects.to(target["masks"].device)]
-                for target, (_, objects) in zip(targets, matches, strict=True)
-            ]
-        )[:, None]
         with torch.no_grad():
             points = self.choose_points(matched)
-            labels = sample_points(wanted, points)[:, 0]
+            of_images = points.split([len(queries) for queries, _ in matches])
+            labels = torch.cat(
+                [
+                    sample_masks(target["masks"], part, objects.to(masks.device))
+                    for target, part, (_, objects) in zip(targets, of_images, matches, strict=True)
+                ]
+            )
         logits = sample_points(matched, points)[:, 0]
         bce = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
         probability = logits.sigmoid()

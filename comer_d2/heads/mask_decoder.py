@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..network.levels import map_to_tokens
+from ..network.linear import Linear, linear
 from .pixel_decoder import sine_position_encoding
 
 
@@ -162,7 +163,7 @@ class MultiheadAttention(nn.Module):
         self.num_heads = num_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
@@ -172,7 +173,7 @@ class MultiheadAttention(nn.Module):
     ) -> Tensor:
         """Attends from (B, Q, C) to (B, N, C); ``allowed``: (B, 1, Q, N) bool. Returns (B, Q, C)."""
         projected = [
-            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for x, weight, bias in zip(
                 (query, key, value),
                 self.in_proj_weight.chunk(3),
@@ -229,11 +230,11 @@ class FFNLayer(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(dim, hidden_dim)
-        self.linear2 = nn.Linear(hidden_dim, dim)
+        self.linear1 = Linear(dim, hidden_dim)
+        self.linear2 = Linear(hidden_dim, dim)
         self.norm = nn.LayerNorm(dim)
-        for linear in (self.linear1, self.linear2):
-            nn.init.xavier_uniform_(linear.weight)
+        for layer in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Queries (B, Q, C) -> (B, Q, C)."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from .points import sample_points
+from .points import sample_masks, sample_points
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +92,7 @@ class HungarianMatcher(nn.Module):
         """
         points = self.rand((1, self.num_points, 2), device=masks.device)
         predicted = sample_points(masks[:, None], points.expand(len(masks), -1, -1))[:, 0]
-        wanted = target["masks"]
-        wanted = sample_points(wanted[:, None], points.expand(len(wanted), -1, -1))[:, 0]
+        wanted = sample_masks(target["masks"], points)
         # Not in half precision: sums over thousands of points.
         with torch.autocast(masks.device.type, enabled=False):
             cost_class = -logits.float().softmax(dim=-1)[:, target["labels"]]

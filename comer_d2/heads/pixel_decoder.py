@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..network.deform_attn import MSDeformAttn
 from ..network.levels import Geometry, Levels
+from ..network.linear import Linear
 
 
 class MSDeformAttnPixelDecoder(nn.Module):
@@ -194,11 +195,11 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = MSDeformAttn(dim, num_levels, num_heads, num_points)
         self.norm1 = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, ffn_dim)
-        self.linear2 = nn.Linear(ffn_dim, dim)
+        self.linear1 = Linear(dim, ffn_dim)
+        self.linear2 = Linear(ffn_dim, dim)
         self.norm2 = nn.LayerNorm(dim)
-        for linear in (self.linear1, self.linear2):
-            nn.init.xavier_uniform_(linear.weight)
+        for layer in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, x: Tensor, position: Tensor, geometry: Geometry) -> Tensor:
         """Tokens (B, S, C) and their positions (S, C) -> tokens (B, S, C)."""

@@ -3,6 +3,7 @@
 from detectron2.config import LazyCall as L
 
 from comer_d2.d2.data.segmentation_mappers import SemanticMapper
+from comer_d2.d2.semantic_views import SemanticViews
 
 from .mask2former_comer_digits import dataloader, dataset, lr_multiplier, model, optimizer, train
 
@@ -15,5 +16,6 @@ for _split in ("train", "test"):
     )
 dataloader.evaluator = [dataloader.evaluator[2]]
 model.tasks = ["semantic"]
+model.views = L(SemanticViews)(window=None, stride=None, scales=[1.0], flip=False)
 train.best_checkpointer.metric = "sem_seg/mIoU"
 train.output_dir = "output/quickstart-seg/semantic"

@@ -6,14 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from comer_d2.heads import matcher as matcher_module
 from comer_d2.heads.criterion import SetCriterion
 from comer_d2.heads.mask2former import Mask2FormerHead
-from comer_d2.heads.mask_decoder import MaskedTransformerDecoder, attention_mask
+from comer_d2.heads.mask_decoder import (
+    MaskedTransformerDecoder,
+    MultiheadAttention,
+    attention_mask,
+)
 from comer_d2.heads.matcher import HungarianMatcher
 from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder
+from comer_d2.heads.points import MASKS_AT_A_TIME, sample_masks, sample_points
+from comer_d2.network.deform_attn import MSDeformAttn
 
 NUM_CLASSES, NUM_QUERIES = 4, 6
 FEATURES = ("res2", "res3", "res4", "res5")
@@ -95,11 +102,22 @@ def test_every_parameter_learns(counts: tuple[int, int]) -> None:
 def test_autocast(dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     head, inputs = tiny_head(), features()
+    types: dict[str, torch.dtype] = {}
+    for name, module in head.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, MSDeformAttn, MultiheadAttention)):
+            module.register_forward_hook(
+                lambda module, args, output, name=name: types.update({name: output.dtype})
+            )
     with torch.no_grad():
         expected = head(inputs)
         with torch.autocast("cpu", dtype):
             found = head(inputs)
-    assert found["pred_masks"].dtype == dtype  # not all in float32
+    # Nothing is forced to float32 as a whole: every product of matrices is in half precision. (Of
+    # a ConvNorm the norm comes last; two linear layers are computed as one, and never called.)
+    others = {name for name, found_type in types.items() if found_type != dtype}
+    assert all("adapter_" in name or "layer_" in name for name in others), others
+    assert len(types) > 30
+    assert found["pred_masks"].dtype == dtype
     # The attention mask is a threshold: compared is the prediction before any attention.
     first, other = expected["aux_outputs"][0], found["aux_outputs"][0]
     for name in ("pred_logits", "pred_masks"):
@@ -173,3 +191,47 @@ def test_the_best_query_is_matched() -> None:
         {"pred_logits": torch.zeros(1, NUM_QUERIES, NUM_CLASSES + 1), "pred_masks": masks}, [wanted]
     )
     assert dict(zip(queries.tolist(), objects.tolist(), strict=True)) == {1: 1, 4: 0}
+
+
+def test_masks_are_sampled_a_few_at_a_time() -> None:
+    masks = torch.rand(2 * MASKS_AT_A_TIME + 3, 9, 14) > 0.5
+    points = torch.rand(len(masks), 50, 2) * 1.2 - 0.1
+    expected = sample_points(masks[:, None], points)[:, 0]
+    assert (sample_masks(masks, points) == expected).all()
+    chosen = torch.randperm(len(masks))[: MASKS_AT_A_TIME + 1]
+    assert (sample_masks(masks, points[chosen], chosen) == expected[chosen]).all()
+    shared = sample_points(masks[:, None], points[:1].expand(len(masks), -1, -1))[:, 0]
+    assert (sample_masks(masks, points[:1]) == shared).all()
+    assert sample_masks(masks[:0], points[:1]).shape == (0, 50)
+
+
+def test_padding_changes_no_loss_at_the_same_places() -> None:
+    """Predictions and masks padded with zeros to twice the size, points at the same pixels."""
+    outputs = {
+        "pred_logits": torch.randn(2, NUM_QUERIES, NUM_CLASSES + 1),
+        "pred_masks": torch.randn(2, NUM_QUERIES, 16, 24),
+    }
+    targets = [target(2), target(3)]
+
+    def losses(scale: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+
+        def rand(shape: tuple[int, ...], *, device: torch.device) -> Tensor:
+            return torch.rand(shape, generator=generator, device=device) / scale
+
+        def padded(x: Tensor) -> Tensor:
+            height, width = x.shape[-2:]
+            return F.pad(x, (0, (scale - 1) * width, 0, (scale - 1) * height))
+
+        compared = SetCriterion(
+            num_classes=NUM_CLASSES,
+            matcher=HungarianMatcher(num_points=64, rand=rand),
+            num_points=64,
+            rand=rand,
+        )
+        prediction = {**outputs, "pred_masks": padded(outputs["pred_masks"]), "aux_outputs": []}
+        return compared(prediction, [{**t, "masks": padded(t["masks"])} for t in targets])
+
+    expected, found = losses(1), losses(2)
+    for name, loss in expected.items():
+        torch.testing.assert_close(found[name], loss, msg=name)

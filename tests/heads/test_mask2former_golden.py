@@ -17,7 +17,7 @@ from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder, sine_position
 
 KEYS = Path(__file__).parents[1] / "data" / "keys_m2f.txt"
 RENAMED = {"p2": "res2", "p3": "res3", "p4": "res4", "p5": "res5"}
-ATOL = 1e-5
+ATOL = 2e-5  # of logits up to 33: sums are in another order, by the number of threads
 GRADIENT_RTOL = 1e-4  # of the tensor's absolute maximum
 
 
