@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .data.custom import resolve_dataset
 from .drawing import draw_instances
-from .engine.checkpoint import load_checkpoint
+from .engine.checkpoint import forget_pretrained, load_checkpoint
 from .engine.config import settle_device
 from .engine.errors import UserError
 
@@ -50,6 +50,7 @@ class Predictor:
         if device is None:
             settle_device(cfg.train)
         self.device = torch.device(device or cfg.train.device)
+        forget_pretrained(cfg.model)
         self.model = instantiate(cfg.model).to(self.device).eval()
         load_checkpoint(self.model, os.fspath(checkpoint), complete=True)
 

@@ -16,7 +16,7 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
 
-from .checkpoint import CheckpointFolder, load_checkpoint
+from .checkpoint import CheckpointFolder, forget_pretrained, load_checkpoint
 from .checks import build, check_classes, check_ready
 from .config import load_config, settle_device
 from .errors import Interrupted, UserError
@@ -76,6 +76,7 @@ def evaluate_only(cfg: DictConfig, resume_last: bool = False) -> dict[str, Any]:
     path = CheckpointFolder(cfg.train.output_dir).last() if resume_last else None
     loader = build(cfg, "dataloader.test")
     check_classes(cfg, "test")
+    forget_pretrained(cfg.model)
     model = build_model(cfg)
     if path:
         state = load_checkpoint(model, path, complete=True)
@@ -93,6 +94,8 @@ def train(cfg: DictConfig, resume_run: bool = False) -> dict[str, Any]:
     """
     folder = CheckpointFolder(cfg.train.output_dir, cfg.train.checkpointer.get("max_to_keep"))
     last = folder.last() if resume_run else None
+    if last:
+        forget_pretrained(cfg.model)
     with InterruptFlag() as interrupt:
         trainer, checkpoints, evaluation = build_trainer(cfg, folder, interrupt)
         start = 0
