@@ -1,5 +1,6 @@
 """Weights of other projects -> state dicts of this one, and the report of what loaded."""
 
+from .convert import convert_weights
 from .families import CONVERTERS, convert_pretraining
 from .files import WeightsError, read_weights, write_weights
 from .load import load_weights
@@ -26,6 +27,7 @@ __all__ = [
     "convert_official_detector",
     "convert_official_segmentor",
     "convert_pretraining",
+    "convert_weights",
     "load_pretrained",
     "load_weights",
     "official_arguments",

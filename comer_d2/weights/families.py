@@ -13,23 +13,43 @@ Converter = Callable[[Mapping[str, Tensor], str], Pretraining]
 
 # Name of the family -> its layouts. Several names may share one layout: they compute the same.
 CONVERTERS: dict[str, list[Converter]] = {
-    **{
-        name: [vit_layouts.plain_vit]
-        for name in ("deit", "deit-distilled", "augreg", "mae", "deit3", "siglip2", "vit")
-    },
-    "dinov2": [vit_layouts.plain_vit, foreign_layouts.dinov2_transformers],
-    "beit": [vit_layouts.beit],
-    "beitv2": [vit_layouts.beit],
-    "uni-perceiver": [foreign_layouts.uni_perceiver],
-    "clip": [vit_layouts.plain_vit, foreign_layouts.openai_clip],
-    "clip-quickgelu": [vit_layouts.plain_vit, foreign_layouts.openai_clip],
-    "dinov3": [vit_layouts.dinov3, foreign_layouts.dinov3_transformers],
-    "eva02": [vit_layouts.eva02],
+    name: [vit_layouts.own_branch, *layouts]
+    for name, layouts in {
+        **{
+            plain: [vit_layouts.plain_vit]
+            for plain in ("deit", "deit-distilled", "augreg", "mae", "deit3", "siglip2", "vit")
+        },
+        "dinov2": [vit_layouts.plain_vit, foreign_layouts.dinov2_transformers],
+        "beit": [vit_layouts.beit],
+        "beitv2": [vit_layouts.beit],
+        "uni-perceiver": [foreign_layouts.uni_perceiver],
+        "clip": [vit_layouts.plain_vit, foreign_layouts.openai_clip],
+        "clip-quickgelu": [vit_layouts.plain_vit, foreign_layouts.openai_clip],
+        "dinov3": [vit_layouts.dinov3, foreign_layouts.dinov3_transformers],
+        "eva02": [vit_layouts.eva02],
+    }.items()
 }
 # A layout, the families that it may be of, and names by which it is known: all of the first must
 # be there, none of the second. The first match counts.
 Known = tuple[Converter, tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+OWN_TOKENS = "prefix_tokens"
+OWN_SIGNS: list[Known] = [
+    (vit_layouts.own_branch, families, present, absent)
+    for families, present, absent in (
+        (
+            ("uni-perceiver",),
+            (r"norm_pre\.weight", r"patch_embed\.proj\.bias", r"blocks\.0\.attn\.qkv\.weight"),
+            (OWN_TOKENS, "cls_token"),
+        ),
+        (("beit",), (OWN_TOKENS, r".*relative_position_bias_table"), ()),
+        (("clip", "clip-quickgelu"), (OWN_TOKENS, r"norm_pre\.weight"), ()),
+        (("dinov3",), (OWN_TOKENS,), ("pos_embed",)),
+        (("eva02",), (OWN_TOKENS, r"blocks\.0\.attn\.q_bias"), ()),
+        (("vit",), (OWN_TOKENS,), ()),
+    )
+]
 SIGNS: list[Known] = [
+    *OWN_SIGNS,
     (foreign_layouts.uni_perceiver, ("uni-perceiver",), (r"visual_embed\.patch_embed\..*",), ()),
     (
         foreign_layouts.dinov2_transformers,
@@ -151,7 +171,7 @@ def convert_pretraining(
             f"{source} is not {family!r}: by its names it is {' or '.join(map(repr, families))}"
         )
     result = converter(inner, family)
-    result.family = TITLES[family]
+    result.family, result.key = TITLES[family], family
     result.parts += [
         Part(name, tensor.numel(), None, "beside the image encoder")
         for name, tensor in beside.items()

@@ -220,16 +220,28 @@ def check_finite(weights: Mapping[str, Tensor], name: str) -> None:
             )
 
 
-def write_weights(path: str | os.PathLike[str], weights: Mapping[str, Tensor]) -> None:
+def write_weights(
+    path: str | os.PathLike[str], weights: Mapping[str, Tensor], *, wrapper: str = "model"
+) -> None:
     """Writes a state dict: as safetensors, or as ``torch.save`` does where the name ends ``.pth``.
 
     The file appears whole or not at all.
+
+    Args:
+        path: ends in ``.safetensors``, ``.pth``, ``.pt``, or has no suffix: safetensors.
+        weights: the state dict; copied, so its tensors may share memory.
+        wrapper: the entry of a ``.pth`` that has the state dict: MMDetection reads ``state_dict``.
+
+    Raises:
+        WeightsError: for any other suffix, or a folder that does not exist.
     """
     path = Path(path)
+    if path.suffix not in ("", ".safetensors", ".pth", ".pt"):
+        raise WeightsError(f"'{path}' must end in .safetensors, .pth or .pt")
     # Safetensors refuse tensors that share memory or are not contiguous.
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}
     if path.suffix in (".pth", ".pt"):
-        write_atomically(path, lambda temporary: torch.save({"model": tensors}, temporary))
+        write_atomically(path, lambda temporary: torch.save({wrapper: tensors}, temporary))
     else:
         write_atomically(path, lambda temporary: save_file(tensors, temporary))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .files import WeightsError
 from .ledger import Ledger, Pretraining
 from .vit_layouts import CLASSIFIER, FINAL_NORM, MASK_TOKEN
-from .vit_parts import activation, close_dinov3, fuse_qkv, move_tokens, split_glu
+from .vit_parts import close, fuse_qkv, move_tokens, split_glu
 
 BERT_PARTS = ("query", "key", "value")
 
@@ -45,8 +45,8 @@ def dinov2_transformers(source: Mapping[str, Tensor], family: str) -> Pretrainin
             (layer + r"mlp\.weights_out\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
         ]
     )
-    kind = split_glu(ledger, packed="encoder.layer.{}.mlp.weights_in")
-    return ledger.close(mlp_type=kind, mlp_activation=activation(kind))
+    split_glu(ledger, packed="encoder.layer.{}.mlp.weights_in")
+    return close(ledger, family)
 
 
 def dinov3_transformers(source: Mapping[str, Tensor], family: str) -> Pretraining:
@@ -72,7 +72,7 @@ def dinov3_transformers(source: Mapping[str, Tensor], family: str) -> Pretrainin
             (layer + r"mlp\.down_proj\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
         ]
     )
-    return close_dinov3(ledger)
+    return close(ledger, family)
 
 
 def openai_clip(source: Mapping[str, Tensor], family: str) -> Pretraining:
@@ -96,11 +96,7 @@ def openai_clip(source: Mapping[str, Tensor], family: str) -> Pretraining:
             (block + r"mlp\.c_proj\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
         ]
     )
-    return ledger.close(
-        mlp_activation="quick_gelu" if family == "clip-quickgelu" else "gelu",
-        layer_norm_eps=1e-5,
-        pre_norm_eps=1e-5,
-    )
+    return close(ledger, family)
 
 
 def uni_perceiver(source: Mapping[str, Tensor], family: str) -> Pretraining:
@@ -134,4 +130,4 @@ def uni_perceiver(source: Mapping[str, Tensor], family: str) -> Pretraining:
             (layer + r"output\.LayerNorm\.(weight|bias)", r"blocks.\1.norm2.\2"),
         ]
     )
-    return ledger.close(pre_norm_eps=1e-12, post_norm=True)
+    return close(ledger, family)

@@ -43,6 +43,8 @@ class Pretraining:
         parts: where every element of the source went.
         computation: the arguments of the network that the shapes of the weights do not show.
         unexpected: names in the source that the layout does not have.
+        key: name of the family of a ViT; empty for anything else.
+        dropped: tensors of the source that ViT-CoMer has no use for, by their names there.
     """
 
     family: str
@@ -50,6 +52,8 @@ class Pretraining:
     parts: list[Part] = field(default_factory=list)
     computation: dict[str, Any] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
+    key: str = ""
+    dropped: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def depth(self) -> int:
@@ -114,7 +118,8 @@ class Ledger:
         for name in list(self.left):
             for pattern, reason in rules:
                 if re.fullmatch(pattern, name):
-                    self.note(name, self.take(name).numel(), None, reason)
+                    tensor = self.result.dropped[name] = self.take(name)
+                    self.note(name, tensor.numel(), None, reason)
                     break
 
     def concatenate(self, sources: Sequence[str], target: str, note: str = "") -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -78,7 +78,7 @@ def by_names_of(model: nn.Module, weights: Mapping[str, Tensor], label: str) -> 
     if is_official(weights):
         return below(prefix, read_official(weights))
     names = [name for name in weights if not is_plain_vit(name, prefix)]
-    of_comer = any(part in COMER for name in names for part in name.split(".")[:3])
+    of_comer = is_comer(names)
     if is_mask2former(weights) and not of_comer:
         return official_mask2former(weights)
     own = model.state_dict()
@@ -88,6 +88,11 @@ def by_names_of(model: nn.Module, weights: Mapping[str, Tensor], label: str) -> 
             ledger.move(name, name)
         return below(prefix, ledger.close())
     return None
+
+
+def is_comer(names: Iterable[str]) -> bool:
+    """Whether names are of a model of this project with a ViT-CoMer in it, or are of one."""
+    return any(part in COMER for name in names for part in name.split(".")[:3])
 
 
 def load_all(

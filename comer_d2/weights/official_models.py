@@ -32,7 +32,6 @@ from .official import (
     without_wrapper,
 )
 from .official_sizes import Sizes, check_whole
-from .report import Entry, LoadReport
 
 MASK_RCNN = {
     **{f"neck.lateral_convs.{i}.conv": f"backbone.fpn_lateral{i + 2}" for i in range(4)},
@@ -94,6 +93,7 @@ class Model:
         backbone: the backbone's prefix here; the official one is ``backbone.``
         sizes: tensors of the heads by the names here -> those of a whole model, for their shapes.
         sign: the official names that no other model has begin so.
+        own_sign: the names here that no other model has begin so.
     """
 
     title: str
@@ -101,6 +101,7 @@ class Model:
     backbone: str
     sizes: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
     sign: str
+    own_sign: str
 
 
 def convert_official_detector(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -175,11 +176,16 @@ def read_official(state_dict: Mapping[str, Any]) -> Pretraining:
 
 def write_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Any state dict of this project, of a Mask R-CNN, a UPerNet or a backbone, by official names."""
-    if any(name.startswith(DETECTOR.backbone) for name in state_dict):
-        return restore(DETECTOR, state_dict)
-    if any(name.startswith("sem_seg_head.decoder.") for name in state_dict):
-        return restore(SEGMENTOR, state_dict)
+    for model in (DETECTOR, SEGMENTOR):
+        if any(name.startswith(model.own_sign) for name in state_dict):
+            return restore(model, state_dict)
     return to_official(state_dict)
+
+
+def has_official_heads(names: Iterable[str]) -> bool:
+    """Whether a model of this project has heads that the authors have names for."""
+    signs = (DETECTOR.own_sign, SEGMENTOR.own_sign)
+    return any(name.startswith(signs) for name in names)
 
 
 def is_model(model: Model, names: Iterable[str]) -> bool:
@@ -292,30 +298,13 @@ DETECTOR = Model(
     "backbone.bottom_up.",
     mask_rcnn_heads,
     "roi_head.bbox_head.",
+    "roi_heads.",
 )
 SEGMENTOR = Model(
-    "the authors' UPerNet", UPERNET, "backbone.", upernet_heads, "decode_head.psp_modules."
+    "the authors' UPerNet",
+    UPERNET,
+    "backbone.",
+    upernet_heads,
+    "decode_head.psp_modules.",
+    "sem_seg_head.decoder.",
 )
-
-
-def conversion_report(converted: Pretraining, source: str) -> LoadReport:
-    """What a conversion did with every element of its source; ``print`` it.
-
-    Args:
-        converted: the result, with its books.
-        source: the file.
-    """
-    return LoadReport(
-        source,
-        converted.family,
-        [
-            Entry(
-                part.source,
-                part.elements,
-                "not used" if part.target is None else "loaded",
-                part.target or part.source,
-                part.note,
-            )
-            for part in converted.parts
-        ],
-    )

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from .files import WeightsError
 from .ledger import Ledger, Pretraining
-from .vit_parts import activation, close_dinov3, fuse_qkv, mask_key_bias, move_tokens, split_glu
+from .vit_parts import (
+    close,
+    fuse_qkv,
+    mask_key_bias,
+    move_tokens,
+    split_glu,
+    take_sequence,
+    token_rows,
+)
 
 BLOCKS = r"blocks\.(\d+)\."
 # A block's parts by the names that timm and most authors use.
@@ -25,6 +33,10 @@ BLOCK = [
     (BLOCKS + r"ls([12])\.gamma", r"blocks.\1.ls\2.gamma"),
     (BLOCKS + r"gamma_?([12])", r"blocks.\1.ls\2.gamma"),
 ]
+TABLE = (
+    BLOCKS + r"attn\.relative_position_bias_table",
+    r"blocks.\1.attn.relative_position_bias_table",
+)
 FINAL_NORM = "ViT-CoMer has no norm after the last block"
 CLASSIFIER = "the family's own head"
 MASK_TOKEN = "only used in masked pretraining"
@@ -43,18 +55,12 @@ def plain_vit(source: Mapping[str, Tensor], family: str) -> Pretraining:
     Also CLIP as timm has it: with ``norm_pre``, epsilon 1e-5, and, as OpenAI trained it, QuickGELU.
     """
     ledger = Ledger(source, family)
-    is_clip = "norm_pre.weight" in source
     ledger.drop([*NOT_USED, (r"pre_logits\.fc\..*", CLASSIFIER)])
     ledger.drop([(r"decoder_.*", "MAE's decoder")])
     move_tokens(ledger, ["cls_token", "dist_token", "reg_token", "register_tokens"])
-    kind = split_glu(ledger)
+    split_glu(ledger)
     ledger.rename(BLOCK)
-    return ledger.close(
-        mlp_type=kind,
-        mlp_activation=activation(kind, "quick_gelu" if family == "clip-quickgelu" else "gelu"),
-        layer_norm_eps=1e-5 if is_clip else 1e-6,
-        pre_norm_eps=1e-5 if is_clip else None,
-    )
+    return close(ledger, family)
 
 
 def beit(source: Mapping[str, Tensor], family: str) -> Pretraining:
@@ -70,15 +76,15 @@ def beit(source: Mapping[str, Tensor], family: str) -> Pretraining:
     )
     move_tokens(ledger, ["cls_token"])
     ledger.rename(BLOCK)
+    ledger.rename([TABLE])
     table = "attn.relative_position_bias_table"
-    ledger.rename([(BLOCKS + table.replace(".", r"\."), rf"blocks.\1.{table}")])
     shared = "rel_pos_bias.relative_position_bias_table"
     if shared in ledger.left:
         tensor = ledger.take(shared)
         for i in range(ledger.result.depth):
             ledger.put(f"blocks.{i}.{table}", tensor)
         ledger.note(shared, tensor.numel(), f"blocks.0.{table}", "shared, now one in every block")
-    return ledger.close(use_rel_pos_bias=True)
+    return close(ledger, family)
 
 
 def eva02(source: Mapping[str, Tensor], family: str) -> Pretraining:
@@ -101,10 +107,11 @@ def eva02(source: Mapping[str, Tensor], family: str) -> Pretraining:
         (BLOCKS + r"mlp\.w2\.(weight|bias)", r"blocks.\1.mlp.fc1_x.\2"),
         (BLOCKS + r"mlp\.w3\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
     ]
-    if split_glu(ledger) != "swiglu" and "blocks.0.mlp.w1.weight" not in ledger.left:
-        raise WeightsError("this is not EVA-02: its MLPs have no gate (EVA's, the first, have not)")
+    split_glu(ledger)
     ledger.rename([*authors, *BLOCK])
-    return ledger.close(rope="eva02", mlp_type="swiglu", mlp_activation="silu")
+    if "blocks.0.mlp.fc1_g.weight" not in ledger.result.tensors:
+        raise WeightsError("this is not EVA-02: its MLPs have no gate (EVA's, the first, have not)")
+    return close(ledger, family)
 
 
 def dinov3(source: Mapping[str, Tensor], family: str) -> Pretraining:
@@ -125,4 +132,20 @@ def dinov3(source: Mapping[str, Tensor], family: str) -> Pretraining:
         (BLOCKS + r"mlp\.w3\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
     ]
     ledger.rename([*swiglu, *BLOCK])
-    return close_dinov3(ledger)
+    return close(ledger, family)
+
+
+def own_branch(source: Mapping[str, Tensor], family: str) -> Pretraining:
+    """Any family by the names of this network, where the rows of tokens are added to them already."""
+    ledger = Ledger(source, family)
+    sub_norm = (BLOCKS + r"(attn|mlp)\.norm\.(weight|bias)", r"blocks.\1.\2.norm.\3")
+    ledger.rename([(r"(prefix_tokens)", r"\1"), TABLE, sub_norm, *BLOCK])
+    if "pos_embed" in ledger.left:
+        rows = take_sequence(ledger, "pos_embed")
+        num_class = token_rows("pos_embed", rows.shape[1], 1)
+        ledger.put("pos_embed", rows[:, num_class:])
+        ledger.note("pos_embed", rows[:, num_class:].numel(), "pos_embed")
+        if num_class:
+            ledger.put("pos_embed.class_row", rows[:, :1])
+            ledger.note("pos_embed", rows.shape[2], "pos_embed.class_row", "of the class token")
+    return close(ledger, family)

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,16 +85,13 @@ def fuse_qkv(
         ledger.concatenate(names, f"blocks.{i}.attn.qkv.{kind}")
 
 
-def split_glu(ledger: Ledger, packed: str | None = None) -> str:
+def split_glu(ledger: Ledger, packed: str | None = None) -> None:
     """Takes apart gated MLPs whose gate and value are one tensor, the gate first.
 
     Args:
         ledger: of the source.
         packed: name of the tensor, ``{}`` for the block and without ``.weight``. By default
             ``mlp.w12`` (with ``w3``), or an ``mlp.fc1`` with twice the rows that ``fc2`` reads.
-
-    Returns:
-        ``"swiglu"`` if the MLPs are gated, packed or not, else ``"mlp"``.
     """
     names = [packed] if packed else ["blocks.{}.mlp.w12", "blocks.{}.mlp.fc1"]
     for name in names:
@@ -104,8 +102,6 @@ def split_glu(ledger: Ledger, packed: str | None = None) -> str:
                 targets = [f"blocks.{i}.mlp.fc1_{part}.{kind}" for part in "gx"]
                 ledger.split(f"{name.format(i)}.{kind}", targets)
     ledger.rename([(r"blocks\.(\d+)\.mlp\.w3\.(weight|bias)", r"blocks.\1.mlp.fc2.\2")])
-    gated = any(".mlp.fc1_g." in name for name in [*ledger.result.tensors, *ledger.left])
-    return "swiglu" if gated else "mlp"
 
 
 def is_packed(ledger: Ledger, i: int) -> bool:
@@ -130,14 +126,21 @@ def mask_key_bias(ledger: Ledger) -> None:
         ledger.note(f"{name}_mask", mask.numel(), name, "applied to the bias")
 
 
-def close_dinov3(ledger: Ledger) -> Pretraining:
-    """The result, with what all layouts of DINOv3 compute."""
-    kind = "swiglu" if "blocks.0.mlp.fc1_g.weight" in ledger.result.tensors else "mlp"
-    return ledger.close(
-        rope="dinov3", layer_norm_eps=1e-5, mlp_type=kind, mlp_activation=activation(kind)
-    )
+# What families compute that their shapes do not show; PLAIN_COMPUTATION has the rest.
+CLIP = {"layer_norm_eps": 1e-5, "pre_norm_eps": 1e-5}
+COMPUTATION: dict[str, dict[str, Any]] = {
+    "beit": {"use_rel_pos_bias": True},
+    "beitv2": {"use_rel_pos_bias": True},
+    "uni-perceiver": {"pre_norm_eps": 1e-12, "post_norm": True},
+    "clip": CLIP,
+    "clip-quickgelu": {**CLIP, "mlp_activation": "quick_gelu"},
+    "dinov3": {"rope": "dinov3", "layer_norm_eps": 1e-5},
+    "eva02": {"rope": "eva02"},
+}
 
 
-def activation(kind: str, otherwise: str = "gelu") -> str:
-    """Name of the activation of a kind of MLP."""
-    return "silu" if kind == "swiglu" else otherwise
+def close(ledger: Ledger, family: str) -> Pretraining:
+    """The result, with what the family computes."""
+    gated = "blocks.0.mlp.fc1_g.weight" in ledger.result.tensors
+    mlp = {"mlp_type": "swiglu", "mlp_activation": "silu"} if gated else {}
+    return ledger.close(**{**COMPUTATION.get(family, {}), **mlp})

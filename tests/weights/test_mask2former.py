@@ -18,8 +18,8 @@ from comer_d2.heads.mask2former import Mask2FormerHead
 from comer_d2.heads.mask_decoder import MaskedTransformerDecoder
 from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder
 from comer_d2.weights import WeightsError, convert_mask2former, read_weights
+from comer_d2.weights.convert import conversion_report
 from comer_d2.weights.mask2former import HEAD, is_mask2former, official_mask2former
-from comer_d2.weights.official_models import conversion_report
 
 DATA = Path(__file__).parents[1] / "data"
 BACKBONES = {

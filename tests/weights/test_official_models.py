@@ -26,10 +26,10 @@ from comer_d2.weights import (
     to_official_detector,
     to_official_segmentor,
 )
+from comer_d2.weights.convert import conversion_report
 from comer_d2.weights.official import translate
 from comer_d2.weights.official_models import (
     UPERNET,
-    conversion_report,
     is_official_detector,
     is_official_segmentor,
     official_detector,

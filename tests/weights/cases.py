@@ -1,0 +1,205 @@
+"""Every family as a small timm model with random weights, the network for it, and their features."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
+from torch import Tensor, nn
+
+from comer_d2.network import ViTCoMerNet
+from tests.weights import originals
+
+SIDE = 64  # the pretraining's images: 4 x 4 patches
+OTHER = (48, 96)
+TOLERANCE = dict(atol=1e-5, rtol=1e-5)
+SMALL = dict(embed_dim=48, depth=2, num_heads=3)
+
+
+@dataclass
+class Case:
+    """A family by its timm model, small.
+
+    Args:
+        timm_id: name of the model.
+        net: what the network needs for it.
+        layouts: the ways its weights are written, beside timm's.
+        timm: further arguments of the timm model.
+        family: where names cannot tell it.
+    """
+
+    timm_id: str
+    net: Mapping[str, Any] = field(default_factory=dict)
+    layouts: tuple[Callable[[Mapping[str, Tensor]], dict[str, Any]], ...] = ()
+    timm: Mapping[str, Any] = field(default_factory=dict)
+    family: str | None = None
+
+
+DINOV3 = dict(use_abs_pos=False, rope="dinov3", layer_norm_eps=1e-5, num_prefix_tokens=5)
+EVA02 = dict(rope="eva02", key_bias=False, mlp_type="swiglu", mlp_ratio=8 / 3, num_prefix_tokens=1)
+CLIP = dict(layer_norm_eps=1e-5, pre_norm_eps=1e-5, num_prefix_tokens=1)
+BEIT = dict(use_abs_pos=False, use_rel_pos_bias=True, num_prefix_tokens=1)
+SWIGLU = dict(mlp_type="swiglu", mlp_ratio=4)
+
+CASES = {
+    "deit": Case("deit_small_patch16_224", dict(num_prefix_tokens=1), (originals.deit,)),
+    "deit-distilled": Case(
+        "deit_small_distilled_patch16_224", dict(num_prefix_tokens=2), (originals.deit,)
+    ),
+    "augreg-224": Case("vit_base_patch16_224", dict(num_prefix_tokens=1)),
+    "augreg-384": Case("vit_base_patch16_384", dict(num_prefix_tokens=1)),
+    "without-qkv-bias": Case("vit_base_patch16_224_miil", dict(num_prefix_tokens=1)),
+    "mae": Case("vit_base_patch16_224", dict(num_prefix_tokens=1), (originals.mae,)),
+    "dinov2": Case(
+        "vit_base_patch14_dinov2",
+        dict(num_prefix_tokens=1),
+        (originals.dinov2, originals.dinov2_transformers),
+    ),
+    "dinov2-registers": Case(
+        "vit_base_patch14_reg4_dinov2",
+        dict(num_prefix_tokens=5),
+        (originals.dinov2, originals.dinov2_transformers),
+    ),
+    "dinov2-giant": Case(
+        "vit_giant_patch14_dinov2",
+        dict(num_prefix_tokens=1, **SWIGLU),
+        (originals.dinov2, originals.dinov2_transformers),
+        dict(mlp_ratio=8),
+    ),
+    "deit3": Case("deit3_base_patch16_224", dict(num_prefix_tokens=1), (originals.deit3,)),
+    "siglip2": Case(
+        "vit_base_patch16_siglip_224",
+        dict(pretrain_use_cls_token=False),
+        (originals.open_clip_trunk,),
+    ),
+    "clip": Case("vit_base_patch16_clip_224", CLIP, (originals.open_clip,), family="clip"),
+    "clip-quickgelu": Case(
+        "vit_base_patch16_clip_quickgelu_224",
+        CLIP | dict(mlp_activation="quick_gelu"),
+        (originals.open_clip,),
+        family="clip-quickgelu",
+    ),
+    "beit": Case("beit_base_patch16_224", BEIT, (originals.beit,)),
+    "beitv2": Case("beitv2_base_patch16_224", BEIT, (originals.beit,)),
+    "beit-shared-table": Case(
+        "beit_base_patch16_224",
+        BEIT,
+        (originals.beit_pretrained,),
+        dict(use_rel_pos_bias=False, use_shared_rel_pos_bias=True),
+    ),
+    "dinov3": Case(
+        "vit_base_patch16_dinov3", DINOV3, (originals.dinov3, originals.dinov3_transformers)
+    ),
+    "dinov3-qkv-bias": Case(
+        "vit_base_patch16_dinov3_qkvb",
+        DINOV3 | dict(key_bias=False),
+        (originals.dinov3, originals.dinov3_transformers),
+    ),
+    "dinov3-plus": Case(
+        "vit_small_plus_patch16_dinov3_qkvb",
+        DINOV3 | SWIGLU | dict(key_bias=False),
+        (originals.dinov3, originals.dinov3_transformers),
+    ),
+    "eva02-small": Case("eva02_small_patch14_224", EVA02, (originals.eva02,)),
+    "eva02-base": Case(
+        "eva02_base_patch14_224", EVA02 | dict(mlp_sub_norm=True), (originals.eva02,)
+    ),
+    "eva02-clip": Case(
+        "eva02_base_patch16_clip_224",
+        EVA02 | dict(mlp_sub_norm=True, attn_sub_norm=True),
+        (originals.eva02,),
+    ),
+}
+
+
+def make_timm(case: Case, size: int | tuple[int, int] = SIDE, **changes: Any) -> nn.Module:
+    """timm's model, small, with 16 x 16 patches, in float64."""
+    num_classes = 0 if "dino" in case.timm_id else 7
+    arguments = (
+        SMALL
+        | dict(img_size=size, patch_size=16, num_classes=num_classes)
+        | dict(case.timm)
+        | changes
+    )
+    return timm.create_model(case.timm_id, **arguments).double().eval()
+
+
+def make_net(case: Case, **changes: Any) -> ViTCoMerNet:
+    """A network for the family, whose every parameter is random."""
+    net = ViTCoMerNet(
+        **SMALL
+        | dict(
+            window_size=0,
+            window_block_indexes=(),
+            pretrain_img_size=SIDE,
+            stem_width=4,
+            interaction_indexes=((0, 1),),
+            deform_num_heads=3,
+            num_extra_cti=0,
+        )
+        | dict(case.net)
+        | changes
+    ).double()
+    return randomise(net).eval()
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Draws every parameter anew, so that nothing hides behind a zero or a one."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.3)
+    return model
+
+
+def state_for(model: nn.Module, size: tuple[int, int], trained: Mapping[str, Tensor]) -> dict:
+    """The trained weights for another image size, resampled as this network does, without antialias."""
+    grid = [side // 16 for side in size]
+    state = dict(trained)
+    own = model.state_dict()
+    for name, tensor in trained.items():
+        if name == "pos_embed":
+            rows = tensor.shape[1] - (SIDE // 16) ** 2
+            state[name] = resample_abs_pos_embed(
+                tensor, grid, num_prefix_tokens=rows, antialias=False
+            )
+        elif name.endswith("relative_position_bias_table"):
+            state[name] = resize_rel_pos_bias_table_simple(tensor, tuple(grid), own[name].shape)
+    return state
+
+
+def timm_features(model: nn.Module, image: Tensor) -> list[Tensor]:
+    """Tokens (B, P + N, D) after every block."""
+    pairs = model.forward_intermediates(
+        image, norm=False, output_fmt="NLC", intermediates_only=True, return_prefix_tokens=True
+    )
+    if isinstance(pairs[0], Tensor):  # timm's way of saying that there are no prefix tokens
+        return pairs
+    return [torch.cat([prefix, patches], dim=1) for patches, prefix in pairs]
+
+
+def branch_features(net: ViTCoMerNet, image: Tensor) -> list[Tensor]:
+    """Tokens (B, P + N, D) after every block."""
+    height, width = (side // 16 for side in image.shape[-2:])
+    x, rope, features = net.vit_tokens(image), net.rope_of(height, width), []
+    for block in net.blocks:
+        x = block(x, height, width, rope)
+        features.append(x)
+    return features
+
+
+@torch.no_grad()
+def check_features(case: Case, net: ViTCoMerNet, trained: Mapping[str, Tensor]) -> None:
+    """The branch's tokens after every block are timm's, at both image sizes."""
+    for size in ((SIDE, SIDE), OTHER):
+        model = make_timm(case, size)
+        state = state_for(model, size, trained) if size != (SIDE, SIDE) else trained
+        model.load_state_dict(state)
+        image = torch.randn(2, 3, *size, dtype=torch.float64)
+        for actual, expected in zip(
+            branch_features(net, image), timm_features(model, image), strict=True
+        ):
+            assert expected.std() > 0.1
+            torch.testing.assert_close(actual, expected, **TOLERANCE)
