@@ -8,7 +8,10 @@ import detectron2.data.transforms as T
 import numpy as np
 import pytest
 import torch
+from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from detectron2.utils.env import seed_all_rng
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
@@ -20,6 +23,7 @@ from comer_d2.d2.data.segmentation_mappers import PanopticMapper, SemanticMapper
 from comer_d2.d2.data.semantic_labels import SemanticLabels
 from comer_d2.d2.engine.errors import UserError
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 HEIGHT, WIDTH = 12, 16
 NAMES = ["road", "car", "tree"]
 
@@ -167,6 +171,39 @@ def test_panoptic_data_trains_semantic_segmentation_too(tmp_path: Path) -> None:
     labels = mapper(first("test_seg_own_train"))["sem_seg"]
     assert labels.unique().tolist() == [0, 1, 255]
     assert (labels == 0).sum() == 18 + 18 + 18  # the crowd is a car as well
+
+
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+def test_large_scale_jitter_keeps_masks_on_their_pixels(tmp_path: Path, task: str) -> None:
+    """The mappers of configs/COCO, on a car drawn in white on a dark road."""
+    cfg = write_panoptic(tmp_path)
+    resolve_dataset(cfg)
+    record = dict(first("test_seg_own_train"), file_name=str(tmp_path / "drawn.png"))
+    ids = read_panoptic_png(record["pan_seg_file_name"])
+    Image.fromarray(np.repeat((ids == 300)[..., None] * np.uint8(255), 3, -1)).save(
+        record["file_name"]
+    )
+    polygon = [3.0, 2.0, 6.0, 2.0, 6.0, 8.0, 3.0, 8.0]
+    car = {"bbox": [3, 2, 6, 8], "bbox_mode": BoxMode.XYXY_ABS, "segmentation": [polygon]}
+    record["annotations"] = [{**car, "category_id": 0, "iscrowd": 0}]
+    leaf = LazyConfig.load(str(CONFIGS / f"COCO/{task}/mask2former_comer_s.py"))
+    mapper = instantiate(leaf.dataloader.train.mapper)
+    seed_all_rng(0)
+    sizes, seen = set(), 0
+    for _ in range(12):
+        output = mapper(record)
+        instances = output["instances"]
+        masks, size = instances.gt_masks.tensor, tuple(output["image"].shape[1:])
+        assert masks.shape[1:] == size == instances.image_size
+        assert max(size) <= 1024
+        sizes.add(size)
+        white = output["image"][0] > 127
+        if white.sum() > 500:  # smaller ones are all edge, where pixels blend
+            seen += 1
+            ious = [(mask & white).sum() / (mask | white).sum() for mask in masks]
+            assert max(ious) > 0.9
+    assert len(sizes) > 4
+    assert seen > 4
 
 
 def test_a_palette_s_numbers_count(tmp_path: Path) -> None:

@@ -114,6 +114,66 @@ def test_quality_by_hand() -> None:
     assert np.isnan(panoptic_quality(np.zeros((1, 4)), [True])["PQ"])
 
 
+def test_two_images_counted_by_hand(tmp_path: Path) -> None:
+    """Through files and evaluator: TP, FP and FN of things and stuff, void pixels and a crowd."""
+    sky, dog = 0, 1
+    truth = [
+        [[1, 1, 1, 2, 2, 2], [1, 1, 1, 2, 2, 2], [3, 3, 3, 3, 3, 3], [0, 0, 3, 3, 3, 3]],
+        [[1, 1, 1, 1], [2, 2, 2, 2]],
+    ]
+    truth_info = [
+        segments((1, dog), (2, dog), (3, sky)),
+        segments((1, dog), (2, sky), crowds=(1,)),
+    ]
+    prediction = [
+        [[5, 5, 5, 6, 6, 7], [5, 5, 5, 6, 6, 7], [8, 8, 8, 8, 8, 8], [8, 8, 8, 8, 8, 0]],
+        [[3, 3, 3, 3], [4, 4, 0, 0]],
+    ]
+    prediction_info = [
+        segments((5, dog), (6, dog), (7, dog), (8, sky)),
+        segments((3, dog), (4, sky)),
+    ]
+    records = []
+    for number, (ids, info) in enumerate(zip(truth, truth_info, strict=True)):
+        path = tmp_path / f"{number}.png"
+        write_panoptic_png(np.array(ids), path)
+        records.append(
+            {"file_name": f"{number}.jpg", "pan_seg_file_name": str(path), "segments_info": info}
+        )
+    name = "test_seg_by_hand"
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(
+        stuff_classes=["sky", "dog"],
+        thing_dataset_id_to_contiguous_id={10: dog},
+        stuff_dataset_id_to_contiguous_id={20: sky},
+    )
+    try:
+        evaluator = PanopticEvaluator(name)
+        for record, ids, info in zip(records, prediction, prediction_info, strict=True):
+            evaluator.process([record], [{"panoptic_seg": (torch.tensor(ids), info)}])
+        result = evaluator.evaluate()["panoptic_seg"]
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    # Dogs: 5 is 1 (6 of 6 pixels), 6 is 2 (4 of 6), 7 is none (2 of 6), 3 is excused by the crowd.
+    # Sky: 8 and 3 have 9 pixels in common of 10 that are not void; 4 has 2 of 4, which is not
+    # more than half: one predicted in vain, one missed.
+    dogs, skies = (1 + 4 / 6) / (2 + 0.5), 0.9 / (1 + 0.5 + 0.5)
+    expected = {
+        "PQ": (dogs + skies) / 2,
+        "SQ": ((1 + 4 / 6) / 2 + 0.9) / 2,
+        "RQ": (2 / 2.5 + 1 / 2) / 2,
+        "PQ_th": dogs,
+        "PQ_st": skies,
+        "RQ_th": 2 / 2.5,
+        "SQ_st": 0.9,
+        "PQ-dog": dogs,
+        "PQ-sky": skies,
+    }
+    for key, value in expected.items():
+        assert result[key] == pytest.approx(100 * value), key
+
+
 def test_png_holds_every_id(tmp_path: Path) -> None:
     ids = np.array([[0, 1, 255, 256], [65535, 65536, 8_000_000, 256**3 - 1]])
     assert id_to_rgb(np.array([256 + 2])).tolist() == [[2, 1, 0]]

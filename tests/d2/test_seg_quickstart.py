@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from comer_d2.d2.engine.main import main
+from comer_d2.d2.mask_former import Mask2Former
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
@@ -57,3 +58,46 @@ def test_a_task_alone(
     assert main(["--config-file", str(config), f"train.output_dir={tmp_path}", *SHORT]) == 0
     results = json.loads((tmp_path / "evaluation.json").read_text())["results"]
     assert set(results) == {measured}
+    again = evaluate(config, tmp_path / "model_final.pth", tmp_path / "again")
+    assert again == results
+
+
+def evaluate(config: Path, checkpoint: Path, output: Path, *more: str) -> dict:
+    """What train_net.py --eval-only measures."""
+    arguments = ["--config-file", str(config), "--eval-only", f"train.output_dir={output}"]
+    assert main([*arguments, f"train.init_checkpoint={checkpoint}", *more]) == 0
+    return json.loads((output / "evaluation.json").read_text())["results"]
+
+
+def test_eval_only_of_all_tasks(
+    quickstart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(quickstart / "datasets"))
+    checkpoint = quickstart / "run" / "model_final.pth"
+    config = ROOT / "configs" / "quickstart" / "mask2former_comer_digits.py"
+    results = evaluate(config, checkpoint, tmp_path / "all")
+    first = json.loads((quickstart / "run" / "evaluation.json").read_text())["results"]
+    assert results == first
+    # The same weights as a semantic model: at once as before, then by windows, scales and mirrors.
+    config = config.with_name("mask2former_comer_digits_semantic.py")
+    at_once = evaluate(config, checkpoint, tmp_path / "semantic")
+    assert at_once == {"sem_seg": first["sem_seg"]}
+    views = [
+        "model.views.window=[96,96]",
+        "model.views.stride=[64,64]",
+        "model.views.scales=[0.75,1.0]",
+        "model.views.flip=True",
+    ]
+    seen = []
+    predict = Mask2Former._predict
+
+    def remember(model: Mask2Former, inputs: list[dict]) -> list[dict]:
+        seen.extend(tuple(record["image"].shape[-2:]) for record in inputs)
+        return predict(model, inputs)
+
+    monkeypatch.setattr(Mask2Former, "_predict", remember)
+    by_views = evaluate(config, checkpoint, tmp_path / "views", *views)
+    assert set(by_views) == {"sem_seg"}
+    assert 0 <= by_views["sem_seg"]["mIoU"] <= 100
+    # 4 scenes, each twice (mirrored), as one window of 96 px and, of 128 px, as 2 x 2.
+    assert seen == [(96, 96)] * (4 * 2 * (1 + 4))
