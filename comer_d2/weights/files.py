@@ -246,19 +246,22 @@ def write_weights(
         write_atomically(path, lambda temporary: save_file(tensors, temporary))
 
 
-def write_atomically(path: Path, write: Callable[[str], None]) -> None:
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
     """Calls ``write`` with a temporary name beside ``path``, then puts the file in place."""
-    if not path.parent.is_dir():
-        raise WeightsError(f"the folder '{path.parent}' does not exist")
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise WeightsError(f"the folder '{folder}' does not exist")
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
     os.close(descriptor)
+    temporary = Path(name)
     try:
         write(temporary)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's files are readable by their owner alone
         os.replace(temporary, path)
     except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -7,24 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from comer_d2.d2.engine.checkpoint import (
-    CheckpointFolder,
-    read_checkpoint,
-    write_atomically,
-)
+from comer_d2.d2.engine.checkpoint import CheckpointFolder, read_checkpoint
 from comer_d2.d2.engine.errors import TrainingError, UserError
+from comer_d2.weights.files import write_atomically
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
-    def fail(f) -> None:
-        f.write(b"half of the n")
+    def fail(temporary: Path) -> None:
+        temporary.write_bytes(b"half of the n")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        write_atomically(str(path), fail)
+        write_atomically(path, fail)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

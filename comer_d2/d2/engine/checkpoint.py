@@ -6,9 +6,8 @@ import json
 import logging
 import os
 import re
-import tempfile
-from collections.abc import Callable, Sequence
-from typing import IO, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.utils.file_io import PathManager
@@ -16,32 +15,17 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 from ...weights import WeightsError, load_weights, read_weights
+from ...weights.files import write_atomically
 from ...weights.pretrained import TIMM
 from .errors import TrainingError, UserError
 
 logger = logging.getLogger(__name__)
 
 
-def write_atomically(path: str, write: Callable[[IO[bytes]], None]) -> None:
-    """Call `write` on a temporary file beside `path`, then put it in place in one step."""
-    folder = os.path.dirname(os.path.abspath(path))
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are readable by their owner alone
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
-
-
 def write_json(path: str, value: Any) -> None:
-    """`write_atomically` for a JSON value."""
-    write_atomically(path, lambda f: f.write((json.dumps(value, indent=1) + "\n").encode()))
+    """Write a JSON file, whole or not at all."""
+    text = json.dumps(value, indent=1) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 class CheckpointFolder:
@@ -76,10 +60,10 @@ class CheckpointFolder:
         """
         check_finite(state["model"])
         path = os.path.join(self.folder, f"{name}.pth")
-        write_atomically(path, lambda f: torch.save(state, f))
+        write_atomically(path, lambda temporary: torch.save(state, temporary))
         if resume_from:
             marker = os.path.join(self.folder, "last_checkpoint")
-            write_atomically(marker, lambda f: f.write(f"{name}.pth".encode()))
+            write_atomically(marker, lambda temporary: temporary.write_text(f"{name}.pth"))
             self._remove_oldest()
         return path
 

@@ -19,7 +19,7 @@ from detectron2.utils.events import (
     get_event_storage,
 )
 
-from .checkpoint import write_atomically
+from ...weights.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -150,4 +150,4 @@ def _forget_from(path: str, start_iter: int) -> None:
         except (ValueError, KeyError):  # a line cut short when the run was killed
             continue
     if len(kept) < len(lines):
-        write_atomically(path, lambda f: f.write("".join(kept).encode()))
+        write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
