@@ -23,6 +23,7 @@ CONVERTERS: dict[str, list[Converter]] = {
         "beit": [vit_layouts.beit],
         "beitv2": [vit_layouts.beit],
         "uni-perceiver": [foreign_layouts.uni_perceiver],
+        "uni-perceiver-post-norm": [foreign_layouts.uni_perceiver_post_norm],
         "clip": [vit_layouts.plain_vit, foreign_layouts.openai_clip],
         "clip-quickgelu": [vit_layouts.plain_vit, foreign_layouts.openai_clip],
         "dinov3": [vit_layouts.dinov3, foreign_layouts.dinov3_transformers],
@@ -38,6 +39,11 @@ OWN_SIGNS: list[Known] = [
     for families, present, absent in (
         (
             ("uni-perceiver",),
+            (r"norm_pre\.weight", r"patch_embed\.proj\.bias", r"blocks\.0\.ls1\.gamma"),
+            (OWN_TOKENS, "cls_token"),
+        ),
+        (
+            ("uni-perceiver-post-norm",),
             (r"norm_pre\.weight", r"patch_embed\.proj\.bias", r"blocks\.0\.attn\.qkv\.weight"),
             (OWN_TOKENS, "cls_token"),
         ),
@@ -50,7 +56,18 @@ OWN_SIGNS: list[Known] = [
 ]
 SIGNS: list[Known] = [
     *OWN_SIGNS,
-    (foreign_layouts.uni_perceiver, ("uni-perceiver",), (r"visual_embed\.patch_embed\..*",), ()),
+    (
+        foreign_layouts.uni_perceiver,
+        ("uni-perceiver",),
+        (r"(video_embed\.embeddings_st_pos|visual_embed\.patch_embed)\.spatial_pos_embed\.weight",),
+        (),
+    ),
+    (
+        foreign_layouts.uni_perceiver_post_norm,
+        ("uni-perceiver-post-norm",),
+        (r"visual_embed\.patch_embed\.pos_embed\.weight",),
+        (),
+    ),
     (
         foreign_layouts.dinov2_transformers,
         ("dinov2",),
@@ -122,6 +139,7 @@ TITLES = {
     "beit": "BEiT or BEiTv2",
     "beitv2": "BEiTv2",
     "uni-perceiver": "Uni-Perceiver",
+    "uni-perceiver-post-norm": "Uni-Perceiver, the first, with norms after the sums",
     "clip": "CLIP",
     "clip-quickgelu": "CLIP with QuickGELU",
     "dinov3": "DINOv3",

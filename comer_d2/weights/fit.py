@@ -2,6 +2,7 @@
 
 import fnmatch
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -230,9 +231,13 @@ class Fitting:
         status = "loaded"
         if side != own_side:
             window = ((own_side + 1) // 2,) * 2
-            table = resize_rel_pos_bias_table(table, window, tuple(own.shape))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's, about timm's code
+                table = resize_rel_pos_bias_table(table, window, tuple(own.shape))
             status = "resampled"
-            note.append(f"window {(side + 1) // 2} to {window[0]}, as BEiT does")
+            note.append(
+                f"window {(side + 1) // 2} to {window[0]} (linear between BEiT's geometric steps)"
+            )
         self.load(name, table, status, "; ".join(note))
 
     def load(

@@ -11,7 +11,7 @@ from torch import Tensor
 from .files import WeightsError
 from .ledger import Ledger, Pretraining
 from .vit_layouts import CLASSIFIER, FINAL_NORM, MASK_TOKEN
-from .vit_parts import close, fuse_qkv, move_tokens, split_glu
+from .vit_parts import close, fuse_qkv, move_tokens, split_glu, token_rows
 
 BERT_PARTS = ("query", "key", "value")
 
@@ -100,7 +100,51 @@ def openai_clip(source: Mapping[str, Tensor], family: str) -> Pretraining:
 
 
 def uni_perceiver(source: Mapping[str, Tensor], family: str) -> Pretraining:
-    """Uni-Perceiver's visual encoder as ViT-Adapter uses it: BERT's blocks, norms after the sums."""
+    """Uni-Perceiver, by its authors' names and ViT-Adapter's: a video of one frame, norms first."""
+    ledger = Ledger(source, family)
+    authors, adapter = "video_embed.embeddings_st_pos.", "visual_embed.patch_embed."
+    embed = authors if f"{authors}spatial_pos_embed.weight" in source else adapter
+    ledger.drop(
+        [
+            (r"(token_embed|loss_prepare)\..*", "beside the image encoder"),
+            (
+                r"(video|visual)_embed\.embeddings_type\.weight",
+                "its authors added it to the bias of the patch embedding",
+            ),
+        ]
+    )
+    space, time = (
+        ledger.take(f"{embed}{kind}_pos_embed.weight") for kind in ("spatial", "temporal")
+    )
+    if space.ndim != 2 or time.ndim != 2 or not len(time) or space.shape[1] != time.shape[1]:
+        raise WeightsError(
+            f"{family}: spatial and temporal positions must have shapes (n, D) and (t, D), got "
+            f"{tuple(space.shape)} and {tuple(time.shape)}"
+        )
+    token_rows(f"{embed}spatial_pos_embed.weight", len(space), 0)
+    ledger.put("pos_embed", (space + time[:1]).unsqueeze(0))
+    ledger.note(f"{embed}spatial_pos_embed.weight", space.numel(), "pos_embed")
+    name = f"{embed}temporal_pos_embed.weight"
+    ledger.note(name, time.shape[1], "pos_embed", "the first frame's, added to every row")
+    ledger.note(name, time[1:].numel(), None, "of the other frames of a video")
+    layer = r"(?:fused_encoder\.)?layers\.(\d+)\."
+    ledger.rename(
+        [
+            (r"video_embed\.embeddings\.(weight|bias)", r"patch_embed.proj.\1"),
+            (r"visual_embed\.patch_embed\.proj\.(weight|bias)", r"patch_embed.proj.\1"),
+            (r"(?:video|visual)_embed\.embeddings_norm\.(weight|bias)", r"norm_pre.\1"),
+            (layer + r"norm([12])\.(weight|bias)", r"blocks.\1.norm\2.\3"),
+            (layer + r"self_attn\.in_proj[._](weight|bias)", r"blocks.\1.attn.qkv.\2"),
+            (layer + r"self_attn\.out_proj\.(weight|bias)", r"blocks.\1.attn.proj.\2"),
+            (layer + r"linear([12])\.(weight|bias)", r"blocks.\1.mlp.fc\2.\3"),
+            (layer + r"gamma_([12])", r"blocks.\1.ls\2.gamma"),
+        ]
+    )
+    return close(ledger, family)
+
+
+def uni_perceiver_post_norm(source: Mapping[str, Tensor], family: str) -> Pretraining:
+    """Uni-Perceiver's first visual encoder, in ViT-Adapter 0.1: BERT's blocks, norms after the sums."""
     ledger = Ledger(source, family)
     embed = "visual_embed.patch_embed."
     position = ledger.take(embed + "pos_embed.weight")

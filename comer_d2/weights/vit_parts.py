@@ -131,7 +131,8 @@ CLIP = {"layer_norm_eps": 1e-5, "pre_norm_eps": 1e-5}
 COMPUTATION: dict[str, dict[str, Any]] = {
     "beit": {"use_rel_pos_bias": True},
     "beitv2": {"use_rel_pos_bias": True},
-    "uni-perceiver": {"pre_norm_eps": 1e-12, "post_norm": True},
+    "uni-perceiver": {"layer_norm_eps": 1e-5, "pre_norm_eps": 1e-5},
+    "uni-perceiver-post-norm": {"pre_norm_eps": 1e-12, "post_norm": True},
     "clip": CLIP,
     "clip-quickgelu": {**CLIP, "mlp_activation": "quick_gelu"},
     "dinov3": {"rope": "dinov3", "layer_norm_eps": 1e-5},

@@ -173,9 +173,13 @@ def state_for(model: nn.Module, size: tuple[int, int], trained: Mapping[str, Ten
 def timm_features(model: nn.Module, image: Tensor) -> list[Tensor]:
     """Tokens (B, P + N, D) after every block."""
     pairs = model.forward_intermediates(
-        image, norm=False, output_fmt="NLC", intermediates_only=True, return_prefix_tokens=True
+        image,
+        norm=False,
+        output_fmt="NLC",
+        intermediates_only=True,
+        return_prefix_tokens=model.num_prefix_tokens > 0,
     )
-    if isinstance(pairs[0], Tensor):  # timm's way of saying that there are no prefix tokens
+    if not model.num_prefix_tokens:
         return pairs
     return [torch.cat([prefix, patches], dim=1) for patches, prefix in pairs]
 

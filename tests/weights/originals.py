@@ -226,3 +226,53 @@ def open_clip_trunk(state: State) -> dict[str, Any]:
 
 def as_it_is(state: State) -> dict[str, Any]:
     return dict(state)
+
+
+def uni_perceiver(state: State) -> dict[str, Any]:
+    """The authors': a video's embedding, with a text's and the losses' parts beside it."""
+    result = renamed(
+        state,
+        (r"^patch_embed\.proj", "video_embed.embeddings"),
+        (r"^norm_pre", "video_embed.embeddings_norm"),
+        (r"^(spatial|temporal)", r"video_embed.embeddings_st_pos.\1_pos_embed.weight"),
+        (r"^layers", "fused_encoder.layers"),
+    )
+    dim = state["spatial"].shape[1]
+    result |= {
+        "video_embed.embeddings_type.weight": like(state, 1, dim),
+        "token_embed.embeddings.weight": like(state, 11, dim),
+        "loss_prepare.logit_scale": like(state, 1)[0],
+    }
+    return {"model": result}
+
+
+def uni_perceiver_adapter(state: State) -> dict[str, Any]:
+    """ViT-Adapter's, the visual encoder alone."""
+    return renamed(
+        state,
+        (r"^patch_embed", "visual_embed.patch_embed"),
+        (r"^norm_pre", "visual_embed.embeddings_norm"),
+        (r"^(spatial|temporal)", r"visual_embed.patch_embed.\1_pos_embed.weight"),
+        (r"in_proj_", "in_proj."),
+    )
+
+
+def uni_perceiver_post_norm(state: State) -> dict[str, Any]:
+    """ViT-Adapter's first, by BERT's names."""
+    result = renamed(
+        state,
+        (r"^patch_embed", "visual_embed.patch_embed"),
+        (r"^norm_pre", "visual_embed.embeddings_norm"),
+        (r"^spatial", "visual_embed.patch_embed.pos_embed.weight"),
+        (r"^temporal", "visual_embed.embeddings_type.weight"),
+        (r"self_attn\.out_proj", "attention.output.dense"),
+        (r"norm1", "attention.output.LayerNorm"),
+        (r"linear1", "intermediate.dense"),
+        (r"linear2", "output.dense"),
+        (r"norm2", "output.LayerNorm"),
+    )
+    for name in [name for name in result if "in_proj" in name]:
+        layer, kind = name.split(".self_attn.in_proj_")
+        for part, tensor in zip(("query", "key", "value"), result.pop(name).chunk(3), strict=True):
+            result[f"{layer}.attention.self.{part}.{kind}"] = tensor
+    return result
