@@ -26,7 +26,6 @@ from .numpy_pickle import load_numpy_pickle
 HARMLESS_TYPES: tuple[Any, ...] = (
     argparse.Namespace,
     collections.Counter,
-    collections.defaultdict,
     np.ndarray,
     np.dtype,
     *(
@@ -94,6 +93,8 @@ def read_weights(
 def read_file(path: str | os.PathLike[str], *, sha256: str | None = None) -> dict[str, Any]:
     """Reads a file of tensors and plain values as it is; arguments and errors as `read_weights`."""
     path = Path(path)
+    if path.is_dir():
+        raise WeightsError(f"'{path}' is a folder: name the file in it")
     if not path.is_file():
         raise WeightsError(f"'{path}' does not exist (looked in {os.getcwd()})")
     if path.stat().st_size == 0:
@@ -149,11 +150,11 @@ def read_torch(path: Path) -> Any:
                 return load_numpy_pickle(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
-        wanted = re.search(r"(?:GLOBAL|global|class) ([\w.]+\.[\w.]+)", str(e))
+        wanted = re.search(r"GLOBAL ([\w.]+)|but got <class '([\w.]+)'>", str(e))
         if wanted is None:
             raise not_weights(path, e) from e
         raise WeightsError(
-            f"'{path}' wants the type {wanted[1]}, and making it could execute code: it was not "
+            f"'{path}' wants the type {wanted[1] or wanted[2]}, and making it could execute code: it was not "
             "read. If you trust the file, load it once with torch.load(..., weights_only=False) "
             "and save its state dict alone"
         ) from e
@@ -163,10 +164,15 @@ def read_torch(path: Path) -> Any:
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is an archive of ``torch.jit.save``."""
+    return any(name.endswith("/constants.pkl") for name in names_in_archive(path))
+
+
+def names_in_archive(path: Path) -> list[str]:
+    """Names of the files in a zip archive; none if it is no such archive."""
     if not zipfile.is_zipfile(path):
-        return False
+        return []
     with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+        return archive.namelist()
 
 
 def not_weights(path: Path, error: Exception) -> WeightsError:
@@ -174,11 +180,17 @@ def not_weights(path: Path, error: Exception) -> WeightsError:
     with path.open("rb") as f:
         start = f.read(64)
     what = "cut short or no file of torch.save"
+    if any(name.endswith(".npy") for name in names_in_archive(path)):
+        return WeightsError(
+            f"'{path}' is a NumPy archive, as JAX's are: it was not read. timm has many of these "
+            "weights as its own, under an id: 'timm:...'"
+        )
     if start.startswith(b"version https://git-lfs"):
         what = "a Git LFS pointer, not the file itself"
     elif start.lstrip()[:1] == b"<":
         what = "a web page"
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    reason = str(error).partition("WeightsUnpickler error: ")[2].strip() or str(error).strip()
+    reason = (reason or type(error).__name__).splitlines()[0][:120]
     return WeightsError(f"'{path}' cannot be read, it is {what}: get it again ({reason})")
 
 
