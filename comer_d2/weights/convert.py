@@ -204,7 +204,7 @@ def refuse_unexpected(pretraining: Pretraining, label: str) -> None:
 
 def own_model(weights: Mapping[str, Tensor]) -> Pretraining:
     """A model by the names here as it is, with its books."""
-    parts = [Part(name, tensor.numel(), name) for name, tensor in weights.items()]
+    parts = [Part(name, t.numel(), name, dtype=t.dtype) for name, t in weights.items()]
     return Pretraining("ViT-CoMer", dict(weights), parts)
 
 

@@ -2,6 +2,7 @@
 
 import fnmatch
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -268,11 +269,17 @@ class Fitting:
             if name in self.result.tensors or any(name == n for n, _ in self.result.problems):
                 continue
             value = next((v for p, v in NEUTRAL if fnmatch.fnmatchcase(name, p)), None)
-            if value is None:
+            if value is None or self.is_in_other_blocks(name):
                 self.problem(name, f"not in the pretraining{hint(name)}")
             else:
                 self.result.tensors[name] = torch.full_like(own, value)
                 self.result.neutral.append(name)
+
+    def is_in_other_blocks(self, name: str) -> bool:
+        """Whether the pretraining has the tensor in another block, so that here it got lost."""
+        inner = re.sub(r"^blocks\.\d+\.", "", name)
+        given = self.pretraining.tensors
+        return inner != name and any(n.split(".", 2)[-1] == inner for n in given)
 
     def problem(self, name: str, what: str) -> None:
         """Writes down what does not fit."""

@@ -22,12 +22,14 @@ class Part:
         elements: how many of its elements.
         target: name of the tensor in :attr:`Pretraining.tensors`; ``None`` if they are not used.
         note: what was done, or why they are not used.
+        dtype: of the source tensor, where it is known.
     """
 
     source: str
     elements: int
     target: str | None
     note: str = ""
+    dtype: torch.dtype | None = None
 
 
 @dataclass
@@ -63,7 +65,10 @@ class Pretraining:
     @property
     def embed_dim(self) -> int:
         """Channels of a token."""
-        return self.tensors["patch_embed.proj.weight"].shape[0]
+        kernel = self.tensors.get("patch_embed.proj.weight")
+        if kernel is None or kernel.ndim == 0:
+            raise WeightsError(f"{self.family}: the weight of the patch embedding is missing")
+        return kernel.shape[0]
 
 
 class Ledger:
@@ -76,6 +81,7 @@ class Ledger:
 
     def __init__(self, source: Mapping[str, Tensor], family: str) -> None:
         self.left = dict(source)
+        self.dtypes = {name: tensor.dtype for name, tensor in source.items()}
         self.result = Pretraining(family)
 
     def take(self, name: str) -> Tensor:
@@ -92,7 +98,7 @@ class Ledger:
 
     def note(self, source: str, elements: int, target: str | None, note: str = "") -> None:
         """Writes down where elements went."""
-        self.result.parts.append(Part(source, elements, target, note))
+        self.result.parts.append(Part(source, elements, target, note, self.dtypes.get(source)))
 
     def move(self, source: str, target: str, note: str = "") -> None:
         """One tensor of the source is one of the branch."""

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from .ledger import Ledger, Part, Pretraining
 from .mask2former import is_mask2former, official_mask2former
 from .official import is_official
 from .official_models import read_official
-from .pretrained import TIMM, load_pretrained, vit_branch
+from .pretrained import TIMM, load_pretrained, type_notes, vit_branch
 from .report import GROUP_OF, Entry, LoadReport
 
 OWN = "a checkpoint of these names"
@@ -105,12 +106,14 @@ def load_all(
     """Loads what is in the names of the model; raises as :func:`load_weights`."""
     own = model.state_dict()
     is_allowed = allowed_by(allow)
-    fitting, foreign, other_shape = {}, [], []
+    fitting, foreign, other_shape, other_type = {}, [], [], []
     for name, tensor in converted.tensors.items():
         if name not in own:
             foreign.append(name)
         elif tensor.shape != own[name].shape:
             other_shape.append(f"{name} ({tuple(tensor.shape)}, {tuple(own[name].shape)})")
+        elif tensor.is_floating_point() != own[name].is_floating_point():
+            other_type.append(f"{name} ({tensor.dtype}, {own[name].dtype})")
         else:
             fitting[name] = tensor
     prefix = branch_prefix(model)
@@ -126,6 +129,7 @@ def load_all(
         "missing": missing,
         "without a place in this model": foreign,
         "of another shape (in the source, in the model)": other_shape,
+        "of another type (in the source, in the model)": other_type,
     }
     wrong = {
         title: [name for name in names if not is_allowed(name.split(" ")[0])]
@@ -140,10 +144,12 @@ def load_all(
             "differ (allow=...; in a config, train.init_allow)"
         )
     model.load_state_dict(fitting, strict=False)
+    floating = next(own[name].dtype for name in fitting if own[name].is_floating_point())
     return LoadReport(
         label,
         converted.family,
         [entry_of(part, fitting) for part in converted.parts],
+        notes=type_notes(converted.parts, floating),
         fresh={
             name: tensor.numel()
             for name, tensor in own.items()
@@ -189,8 +195,7 @@ def below(prefix: str | None, converted: Pretraining) -> Pretraining:
         return converted
     converted.tensors = {prefix + name: tensor for name, tensor in converted.tensors.items()}
     converted.parts = [
-        Part(part.source, part.elements, part.target and prefix + part.target, part.note)
-        for part in converted.parts
+        replace(part, target=part.target and prefix + part.target) for part in converted.parts
     ]
     return converted
 

@@ -14,7 +14,7 @@ they do all images of COCO.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -210,9 +210,10 @@ def convert(model: Model, state_dict: Mapping[str, Any]) -> Pretraining:
     backbone = official_backbone(inner)
     for name, tensor in backbone.tensors.items():
         ledger.put(model.backbone + name, tensor)
-    for part in backbone.parts:
-        target = part.target and model.backbone + part.target
-        ledger.note(part.source, part.elements, target, part.note)
+    ledger.result.parts += [
+        replace(part, target=part.target and model.backbone + part.target)
+        for part in backbone.parts
+    ]
     return ledger.result
 
 

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import timm
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .families import CONVERTERS, convert_pretraining
-from .files import WeightsError, first, read_weights
+from .files import WeightsError, check_finite, first, read_weights
 from .fit import Fitting, allowed_by, refuse_problems, report_of
-from .ledger import Pretraining
-from .report import LoadReport
+from .ledger import Part, Pretraining
+from .report import LoadReport, summary
 
 TIMM = "timm:"
 
@@ -62,7 +62,7 @@ def load_pretrained(
         label,
         {key.removeprefix(name): value for key, value in own.items()},
     )
-    report.notes += type_notes(fitted.tensors, own[name + next(iter(fitted.tensors))].dtype)
+    report.notes += type_notes(pretraining.parts, own[name + next(iter(fitted.tensors))].dtype)
     branch.load_state_dict(fitted.tensors, strict=False)
     return report
 
@@ -77,6 +77,7 @@ def read_pretraining(
     """A pretraining from where it is, and what to call it; arguments as `load_pretrained`."""
     if isinstance(source, Mapping):
         label = label or "the state dict"
+        check_finite(source, label)
         return convert_pretraining(source, family, label), label
     if str(source).startswith(TIMM):
         if sha256:
@@ -198,13 +199,15 @@ def vit_branch(net: nn.Module) -> tuple[str, nn.Module]:
     return found[0]
 
 
-def type_notes(tensors: Mapping[str, Tensor], own: torch.dtype) -> list[str]:
-    """A line for weights that are stored in another type than the network's."""
-    kinds = sorted(
-        {str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.dtype != own}
-    )
-    return (
-        [f"stored as {', '.join(kinds)}, loaded as {str(own).removeprefix('torch.')}"]
-        if kinds
-        else []
-    )
+def type_notes(parts: Iterable[Part], own: torch.dtype) -> list[str]:
+    """Lines for weights that are stored in another type than the network's."""
+    kinds: dict[torch.dtype, dict[str, int]] = {}
+    for part in parts:
+        if part.target and part.dtype and part.dtype.is_floating_point and part.dtype != own:
+            names = kinds.setdefault(part.dtype, {})
+            names[part.source] = names.get(part.source, 0) + part.elements
+    return [
+        f"stored as {str(kind).removeprefix('torch.')}, loaded as "
+        f"{str(own).removeprefix('torch.')}: {summary(names)}"
+        for kind, names in kinds.items()
+    ]

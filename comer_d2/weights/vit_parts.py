@@ -141,7 +141,14 @@ COMPUTATION: dict[str, dict[str, Any]] = {
 
 
 def close(ledger: Ledger, family: str) -> Pretraining:
-    """The result, with what the family computes."""
+    """The result, with what the family computes.
+
+    Raises:
+        WeightsError: if something other than numbers with a fraction is used.
+    """
+    for part in ledger.result.parts:
+        if part.target is not None and part.dtype is not None and not part.dtype.is_floating_point:
+            raise WeightsError(f"{family}: '{part.source}' is of {part.dtype}, no type of weights")
     gated = "blocks.0.mlp.fc1_g.weight" in ledger.result.tensors
     mlp = {"mlp_type": "swiglu", "mlp_activation": "silu"} if gated else {}
     return ledger.close(**{**COMPUTATION.get(family, {}), **mlp})

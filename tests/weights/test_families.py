@@ -3,6 +3,7 @@
 Of Uni-Perceiver timm has no model: torch's own TransformerEncoderLayer is the oracle.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -226,7 +227,9 @@ def test_beit_without_a_class_token(has_class_rows, shared):
 def resized(model: nn.Module, source: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights as timm itself fits them to a model of another size."""
     module = {"Beit": beit, "Eva": eva}.get(type(model).__name__, vision_transformer)
-    return module.checkpoint_filter_fn(dict(source), model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return module.checkpoint_filter_fn(dict(source), model)
 
 
 RESAMPLED: dict[str, dict[str, Any]] = {
