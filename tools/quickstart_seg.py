@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Watch a Mask2Former learn on this CPU: make a small panoptic dataset, train, evaluate, draw.
 
-The dataset is the first quickstart's scanned digits with the page behind them as stuff. One model does all three
-tasks; with --task, one is trained for that task alone. Interrupted, the same command goes on where it stopped.
+The dataset is the first quickstart's scanned digits, more of them in a scene, with the page behind them as stuff. One
+model does all three tasks; with --task, one is trained for that task alone. Interrupted, the same command goes on where
+it stopped; finished, it trains anew on the dataset that is there.
 """
 
 import argparse
@@ -29,12 +30,17 @@ try:
 except ImportError as error:  # it says what is missing, and what to do
     sys.exit(f"quickstart_seg.py: error: {error}")
 
-SHORT_ITERATIONS = 240
+SHORT_ITERATIONS = 700
 METRICS = {
     "panoptic": ("panoptic_seg", "PQ", "PQ"),
     "semantic": ("sem_seg", "mIoU", "mIoU"),
     "instance": ("segm", "AP", "mask AP"),
 }
+# The task's metric that shows that everything works, below what was measured (docs/SEGMENTATION.md).
+LEAST = {"panoptic": 60.0, "semantic": 60.0, "instance": 40.0}
+LEAST_SHORT = {"panoptic": 5.0, "semantic": 5.0, "instance": 1.0}
+# Many digits, as small as they can be read: queries learn from one object each.
+DIGIT_SIZE, MAX_DIGITS = (24, 40), 9
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -44,11 +50,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--task", choices=METRICS, default="panoptic", help="what is trained (%(default)s)"
     )
-    parser.add_argument("--short", action="store_true", help="a minute or two, worse pictures")
+    parser.add_argument("--short", action="store_true", help="about four minutes, worse pictures")
     parser.add_argument("--fresh", action="store_true", help="forget an interrupted run")
     parser.add_argument("--data-only", action="store_true", help="make the dataset and stop")
     parser.add_argument("--output", type=Path, help="folder (output/quickstart-seg/<task>)")
-    parser.add_argument("--least", type=float, help="fail below this value of the task's metric")
+    parser.add_argument("--least", type=float, help="fail below this PQ, mIoU or mask AP")
     parser.add_argument("--train-images", type=int, default=1000, help="scenes (%(default)s)")
     parser.add_argument("--val-images", type=int, default=150, help="scenes (%(default)s)")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
@@ -61,7 +67,7 @@ def main() -> int:
     datasets = Path(os.getenv("DETECTRON2_DATASETS") or ROOT / "datasets").expanduser().resolve()
     os.environ["DETECTRON2_DATASETS"] = str(datasets)
     say(f"1/3  dataset: {args.train_images} + {args.val_images} scenes of scanned digits")
-    print(f"     {make_data(datasets / 'digits', args.train_images, args.val_images)}")
+    print(f"     {make_data(datasets / 'digits-panoptic', args.train_images, args.val_images)}")
     if args.data_only:
         return 0
 
@@ -89,7 +95,7 @@ def main() -> int:
 
     results = json.loads((output / "evaluation.json").read_text())["results"]
     figures = {
-        title: results[group][metric]
+        title: float("nan") if results[group][metric] is None else results[group][metric]
         for group, metric, title in METRICS.values()
         if group in results
     }
@@ -99,10 +105,14 @@ def main() -> int:
     finish_folder(output, {**figures, "minutes": minutes, "pictures": str(sheet)})
     say(f"{describe(figures)}   in {minutes:.1f} minutes")
     print(f"pictures:    {sheet}\ncheckpoint:  {output / 'model_final.pth'}")
-    value = figures[METRICS[args.task][2]]
-    if args.least is not None and not (value is not None and value >= args.least):
+    metric = METRICS[args.task][2]
+    least = args.least
+    if least is None:
+        least = (LEAST_SHORT if args.short else LEAST)[args.task]
+    if least > 0 and not figures[metric] >= least:  # NaN fails too
         print(
-            f"quickstart_seg: error: {METRICS[args.task][2]} {value} is below {args.least:g}",
+            f"quickstart_seg: error: {metric} {figures[metric]:.1f} is below the {least:g} that this "
+            "run reaches when everything works",
             file=sys.stderr,
         )
         return 1
@@ -111,16 +121,18 @@ def main() -> int:
 
 def make_data(digits: Path, train_images: int, val_images: int) -> Path:
     """The digits, and beside them their panoptic annotations; complete ones are kept."""
-    make_digits(digits, DigitsSpec(train_images=train_images, val_images=val_images))
+    spec = DigitsSpec(
+        train_images=train_images,
+        val_images=val_images,
+        digit_size=DIGIT_SIZE,
+        max_digits=MAX_DIGITS,
+    )
+    make_digits(digits, spec)
     for split in ("train", "val"):
-        # These come last, and making digits anew removes them.
-        made = [digits / f"panoptic_{split}{end}.json" for end in ("_instances", "")]
-        if not all(path.is_file() for path in made):
+        # The json comes last, and making digits anew removes it.
+        if not (digits / f"panoptic_{split}.json").is_file():
             panoptic_from_instances(
-                digits / f"{split}.json",
-                digits / f"panoptic_{split}",
-                background="page",
-                one_thing="digit",
+                digits / f"{split}.json", digits / f"panoptic_{split}", background="page"
             )
     return digits
 

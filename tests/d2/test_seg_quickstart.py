@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,26 +15,36 @@ from comer_d2.d2.engine.main import main
 from comer_d2.d2.mask_former import Mask2Former
 
 ROOT = Path(__file__).parents[2]
-SHORT = [
-    "train.max_iter=3",
+FEW = [
     "train.log_period=1",
     "train.eval_period=0",
     "dataloader.train.total_batch_size=2",
     "dataloader.train.num_workers=0",
 ]
+SHORT = ["train.max_iter=3", *FEW]
+
+
+def start(folder: Path, run: str, *arguments: str) -> subprocess.Popen:
+    """tools/quickstart_seg.py on 8 scenes in folder/datasets, into folder/run."""
+    command = [sys.executable, ROOT / "tools" / "quickstart_seg.py", "--output", folder / run]
+    command += ["--train-images", "8", "--val-images", "4", *arguments]
+    return subprocess.Popen(
+        command,
+        cwd=folder,  # it works from anywhere
+        env={**os.environ, "DETECTRON2_DATASETS": str(folder / "datasets")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what tools/quickstart_seg.py made of 8 scenes: datasets and run."""
     folder = tmp_path_factory.mktemp("quickstart")
-    command = [sys.executable, ROOT / "tools" / "quickstart_seg.py", "--output", folder / "run"]
-    command += ["--train-images", "8", "--val-images", "4", *SHORT]
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(folder / "datasets")}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = start(folder, "run", "--least", "0", *SHORT)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
     return folder
 
 
@@ -43,6 +55,42 @@ def test_one_model_for_all_tasks(quickstart: Path) -> None:
     assert Image.open(run / "predictions.png").size[0] > 600
     record = json.loads((run / "quickstart.json").read_text())["result"]
     assert record["PQ"] == results["panoptic_seg"]["PQ"]
+    classes = [key for key in results["sem_seg"] if key.startswith("IoU-")]
+    assert classes == [f"IoU-{name}" for name in [*range(10), "page"]]
+
+
+def metrics(run: Path) -> list[dict]:
+    path = run / "metrics.json"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_interrupted_it_goes_on_and_a_low_result_is_a_failure(quickstart: Path) -> None:
+    manifest = quickstart / "datasets" / "digits-panoptic" / "manifest.json"
+    annotations = manifest.with_name("panoptic_val.json")
+    made = [path.stat().st_mtime_ns for path in (manifest, annotations)]
+    run = quickstart / "interrupted"
+    arguments = ["--task", "instance", "--least", "101", "train.max_iter=20", *FEW]
+    process = start(quickstart, "interrupted", *arguments)
+    while process.poll() is None and len(metrics(run)) < 3:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "the same command goes on from there" in output
+    seen = max(line["iteration"] for line in metrics(run))
+    assert seen < 19
+
+    process = start(quickstart, "interrupted", *arguments)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert "Going on after" in output
+    assert "quickstart_seg: error: mask AP" in output.splitlines()[-1]
+    assert "is below the 101" in output.splitlines()[-1]
+    iterations = [line["iteration"] for line in metrics(run) if "total_loss" in line]
+    assert iterations == sorted(set(iterations))
+    assert iterations[-1] == 19
+    assert (run / "predictions.png").exists()
+    assert [path.stat().st_mtime_ns for path in (manifest, annotations)] == made
 
 
 @pytest.mark.parametrize(("task", "measured"), [("semantic", "sem_seg"), ("instance", "segm")])

@@ -18,27 +18,20 @@ def panoptic_from_instances(
     output: str | os.PathLike,
     *,
     background: str,
-    one_thing: str | None = None,
     progress: bool = True,
 ) -> None:
     """Write panoptic annotations beside instance annotations.
 
     Where instances overlap, the later one is on top. What is there already is replaced.
-    ``<output>_instances.json`` are the instances with the categories that the panoptic json has.
 
     Args:
         json_file: COCO instances, with masks.
         output: folder for the PNGs; the json is named after it, ``<output>.json``.
         background: name of the stuff class of pixels without an instance.
-        one_thing: if given, the one class that all categories become.
         progress: show a progress bar.
     """
     content = json.loads(Path(json_file).read_text(encoding="utf-8"))
     output = Path(output)
-    if one_thing is not None:
-        content["categories"] = [{"id": 1, "name": one_thing}]
-        for annotation in content["annotations"]:
-            annotation["category_id"] = 1
     stuff = max(category["id"] for category in content["categories"]) + 1
     categories = [{**category, "isthing": 1} for category in content["categories"]]
     categories.append({"id": stuff, "name": background, "isthing": 0})
@@ -71,15 +64,10 @@ def panoptic_from_instances(
         os.replace(folder, output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    _write(output.with_name(f"{output.name}_instances.json"), content)
     panoptic = {"images": content["images"], "annotations": annotations, "categories": categories}
-    _write(output.with_suffix(".json"), panoptic)
-
-
-def _write(path: Path, content: dict) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content))
-    os.replace(part, path)
+    part = output.with_suffix(".part")
+    part.write_text(json.dumps(panoptic))
+    os.replace(part, output.with_suffix(".json"))
 
 
 def _mask(segmentation: dict | list, height: int, width: int) -> np.ndarray:
