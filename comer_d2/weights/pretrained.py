@@ -16,6 +16,13 @@ from .ledger import Part, Pretraining
 from .report import LoadReport, summary
 
 TIMM = "timm:"
+# timm's classes -> its names.
+ACTIVATIONS = {
+    "GELU": "gelu",
+    "GELUTanh": "gelu_tanh",
+    "QuickGELU": "quick_gelu",
+    "SiLU": "silu",
+}
 
 
 def load_pretrained(
@@ -150,18 +157,11 @@ def timm_computation(model: nn.Module) -> dict[str, Any]:
         "pre_norm_eps": getattr(norm_pre, "eps", None),
         "post_norm": False,
         "mlp_type": "swiglu" if act == "SiLU" else "mlp",
-        "mlp_activation": {"GELU": gelu_kind(block.mlp.act), "QuickGELU": "quick_gelu"}.get(
-            act, act.lower()
-        ),
+        "mlp_activation": ACTIVATIONS.get(act, act),
         "use_rel_pos_bias": getattr(block.attn, "relative_position_bias_table", None) is not None
         or getattr(model, "rel_pos_bias", None) is not None,
         "num_heads": block.attn.num_heads,
     }
-
-
-def gelu_kind(act: nn.Module) -> str:
-    """timm's name of a GELU."""
-    return "gelu" if getattr(act, "approximate", "none") == "none" else "gelu_tanh"
 
 
 def timm_rope(model: nn.Module) -> str | None:

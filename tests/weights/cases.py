@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
@@ -207,3 +208,69 @@ def check_features(case: Case, net: ViTCoMerNet, trained: Mapping[str, Tensor]) 
         ):
             assert expected.std() > 0.1
             torch.testing.assert_close(actual, expected, **TOLERANCE)
+
+
+class UniPerceiver(nn.Module):
+    """Uni-Perceiver's image encoder, made of torch's own layers.
+
+    Args:
+        post_norm: the first release: norms after the sums, no layer scale.
+    """
+
+    def __init__(self, post_norm: bool) -> None:
+        super().__init__()
+        dim = SMALL["embed_dim"]
+        self.patch_embed = nn.Module()
+        self.patch_embed.proj = nn.Conv2d(3, dim, 16, stride=16)
+        self.spatial = nn.Parameter(torch.zeros((SIDE // 16) ** 2, dim))
+        self.temporal = nn.Parameter(torch.zeros(1 if post_norm else 8, dim))
+        self.norm_pre = nn.LayerNorm(dim, eps=1e-12 if post_norm else 1e-5)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                dim,
+                SMALL["num_heads"],
+                4 * dim,
+                activation="gelu",
+                layer_norm_eps=1e-6 if post_norm else 1e-5,
+                batch_first=True,
+                norm_first=not post_norm,
+            )
+            for _ in range(SMALL["depth"])
+        )
+        self.gammas = {}
+        if not post_norm:
+            names = [f"layers.{i}.gamma_{j}" for i in range(SMALL["depth"]) for j in (1, 2)]
+            self.gammas = {name: torch.randn(dim, dtype=torch.float64) for name in names}
+
+    def original(self) -> dict[str, Tensor]:
+        """The weights with layer scales of their own."""
+        return self.state_dict() | self.gammas
+
+    @torch.no_grad()
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Tokens after every layer; the layer scales are multiplied into the weights."""
+        original = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        for name, gamma in self.gammas.items():
+            layer = self.layers[int(name.split(".")[1])]
+            target = layer.self_attn.out_proj if name.endswith("1") else layer.linear2
+            target.weight *= gamma[:, None]
+            target.bias *= gamma
+        patches = self.patch_embed.proj(image)
+        table = self.spatial.T.unflatten(1, (SIDE // 16, SIDE // 16))[None]
+        if patches.shape[-2:] != table.shape[-2:]:
+            table = F.interpolate(table, patches.shape[-2:], mode="bicubic", align_corners=False)
+        x = self.norm_pre((patches + table).flatten(2).mT + self.temporal[0])
+        features = []
+        for layer in self.layers:
+            x = layer(x)
+            features.append(x)
+        self.load_state_dict(original)
+        return features
+
+
+PRE_NORM = Case("", dict(layer_norm_eps=1e-5, pre_norm_eps=1e-5))
+UNI_PERCEIVER = {
+    originals.uni_perceiver: PRE_NORM,
+    originals.uni_perceiver_adapter: PRE_NORM,
+    originals.uni_perceiver_post_norm: Case("", dict(pre_norm_eps=1e-12, post_norm=True)),
+}

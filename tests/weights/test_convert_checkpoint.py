@@ -18,6 +18,8 @@ from tests.weights import originals
 from tests.weights.cases import (
     CASES,
     SIDE,
+    UNI_PERCEIVER,
+    UniPerceiver,
     branch_features,
     make_net,
     make_timm,
@@ -106,6 +108,20 @@ def test_pretrained_vit_by_the_names_here(case, layout):
             "blocks",
         ):
             assert torch.equal(own[name], tensor), name
+
+
+@pytest.mark.parametrize("layout", UNI_PERCEIVER)
+def test_uni_perceiver_by_the_names_here(layout):
+    oracle = randomise(UniPerceiver(layout is originals.uni_perceiver_post_norm).double())
+    source, _ = unwrap(layout(oracle.original()), "")
+    converted, _ = convert_weights(source)
+    net = make_net(UNI_PERCEIVER[layout]).eval()
+    load_pretrained(net, converted)
+    image = torch.randn(1, 3, SIDE, SIDE, dtype=torch.float64)
+    with torch.no_grad():
+        assert_same_features(branch_features(net, image), oracle.eval().features(image))
+    with pytest.raises(WeightsError, match="timm has no model of the family 'uni-perceiver"):
+        convert_weights(source, "timm")
 
 
 @pytest.mark.parametrize(("case", "layout"), LAYOUTS)

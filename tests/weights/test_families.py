@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from timm.models import beit, eva, vision_transformer
 from torch import Tensor, nn
 
@@ -21,9 +20,9 @@ from tests.weights.cases import (
     CASES,
     OTHER,
     SIDE,
-    SMALL,
     TOLERANCE,
-    Case,
+    UNI_PERCEIVER,
+    UniPerceiver,
     branch_features,
     check_features,
     make_net,
@@ -78,79 +77,13 @@ def test_timms_own_model(case):
     check_features(case, net, model.state_dict())
 
 
-class UniPerceiver(nn.Module):
-    """Uni-Perceiver's image encoder, made of torch's own layers.
-
-    Args:
-        post_norm: the first release: norms after the sums, no layer scale.
-    """
-
-    def __init__(self, post_norm: bool) -> None:
-        super().__init__()
-        dim = SMALL["embed_dim"]
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv2d(3, dim, 16, stride=16)
-        self.spatial = nn.Parameter(torch.zeros((SIDE // 16) ** 2, dim))
-        self.temporal = nn.Parameter(torch.zeros(1 if post_norm else 8, dim))
-        self.norm_pre = nn.LayerNorm(dim, eps=1e-12 if post_norm else 1e-5)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                dim,
-                SMALL["num_heads"],
-                4 * dim,
-                activation="gelu",
-                layer_norm_eps=1e-6 if post_norm else 1e-5,
-                batch_first=True,
-                norm_first=not post_norm,
-            )
-            for _ in range(SMALL["depth"])
-        )
-        self.gammas = {}
-        if not post_norm:
-            names = [f"layers.{i}.gamma_{j}" for i in range(SMALL["depth"]) for j in (1, 2)]
-            self.gammas = {name: torch.randn(dim, dtype=torch.float64) for name in names}
-
-    def original(self) -> dict[str, Tensor]:
-        """The weights with layer scales of their own."""
-        return self.state_dict() | self.gammas
-
-    @torch.no_grad()
-    def features(self, image: Tensor) -> list[Tensor]:
-        """Tokens after every layer; the layer scales are multiplied into the weights."""
-        original = {name: tensor.clone() for name, tensor in self.state_dict().items()}
-        for name, gamma in self.gammas.items():
-            layer = self.layers[int(name.split(".")[1])]
-            target = layer.self_attn.out_proj if name.endswith("1") else layer.linear2
-            target.weight *= gamma[:, None]
-            target.bias *= gamma
-        patches = self.patch_embed.proj(image)
-        table = self.spatial.T.unflatten(1, (SIDE // 16, SIDE // 16))[None]
-        if patches.shape[-2:] != table.shape[-2:]:
-            table = F.interpolate(table, patches.shape[-2:], mode="bicubic", align_corners=False)
-        x = self.norm_pre((patches + table).flatten(2).mT + self.temporal[0])
-        features = []
-        for layer in self.layers:
-            x = layer(x)
-            features.append(x)
-        self.load_state_dict(original)
-        return features
-
-
-@pytest.mark.parametrize(
-    ("layout", "arguments"),
-    [
-        (originals.uni_perceiver, dict(layer_norm_eps=1e-5, pre_norm_eps=1e-5)),
-        (originals.uni_perceiver_adapter, dict(layer_norm_eps=1e-5, pre_norm_eps=1e-5)),
-        (originals.uni_perceiver_post_norm, dict(pre_norm_eps=1e-12, post_norm=True)),
-    ],
-    ids=lambda value: getattr(value, "__name__", None),
-)
-def test_uni_perceiver(layout, arguments, tmp_path):
+@pytest.mark.parametrize("layout", UNI_PERCEIVER)
+def test_uni_perceiver(layout, tmp_path):
     oracle = UniPerceiver(layout is originals.uni_perceiver_post_norm).double().eval()
     randomise(oracle)
     written = layout(oracle.original())
     torch.save(written, tmp_path / "weights.pth")
-    net = make_net(Case("", arguments))
+    net = make_net(UNI_PERCEIVER[layout])
     report = load_pretrained(net, tmp_path / "weights.pth")
     for size in ((SIDE, SIDE), OTHER):
         image = torch.randn(2, 3, *size, dtype=torch.float64)
