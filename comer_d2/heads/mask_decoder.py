@@ -89,14 +89,15 @@ class MaskedTransformerDecoder(nn.Module):
 
         Returns:
             ``pred_logits`` (B, Q, K + 1), the last class for no object; ``pred_masks``
-            (B, Q, H, W), logits; ``aux_outputs``: the same two of every prediction before, from
-            the first on.
+            (B, Q, H, W), logits; ``aux_outputs``: in training the same two of every prediction
+            before, from the first on. (Otherwise none: their masks would only take memory.)
         """
         memory, positions = self.memory(maps)
         batch = mask_features.shape[0]
         x = self.query_feat.weight.expand(batch, -1, -1)
         query_position = self.query_embed.weight
-        predictions = [self.predict(x, mask_features)]
+        prediction = self.predict(x, mask_features)
+        before = []
         layers = zip(
             self.transformer_cross_attention_layers,
             self.transformer_self_attention_layers,
@@ -105,12 +106,14 @@ class MaskedTransformerDecoder(nn.Module):
         )
         for i, (cross_attention, self_attention, ffn) in enumerate(layers):
             level = i % self.num_levels
-            allowed = attention_mask(predictions[-1]["pred_masks"], maps[level].shape[-2:])
+            allowed = attention_mask(prediction["pred_masks"], maps[level].shape[-2:])
             x = cross_attention(x, query_position, memory[level], positions[level], allowed)
             x = self_attention(x, query_position)
             x = ffn(x)
-            predictions.append(self.predict(x, mask_features))
-        return {**predictions[-1], "aux_outputs": predictions[:-1]}
+            if self.training:
+                before.append(prediction)
+            prediction = self.predict(x, mask_features)
+        return {**prediction, "aux_outputs": before}
 
     def memory(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Maps (B, in_channels, H_i, W_i) -> tokens (B, H_i*W_i, C), positions (H_i*W_i, C)."""

@@ -174,8 +174,8 @@ def test_the_other_images_change_no_loss_but_by_their_number(mask2former: Mask2F
         return grid.repeat(shape[0], repeats, 1)[:, : shape[1]]
 
     mask2former.criterion.rand = mask2former.criterion.matcher.rand = rand
-    for module in mask2former.modules():  # losses, with norms as in evaluation
-        module.training = module is mask2former
+    for module in mask2former.modules():  # losses of all predictions, with norms as in evaluation
+        module.training = module in (mask2former, mask2former.sem_seg_head.predictor)
     try:
         with torch.no_grad():
             together = mask2former(records)

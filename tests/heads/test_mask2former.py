@@ -137,6 +137,17 @@ def test_a_query_that_may_look_nowhere_looks_everywhere() -> None:
     assert allowed[0, 0].sum(-1).tolist() == [16, 8, 16]
 
 
+def test_in_evaluation_there_is_the_last_prediction_alone() -> None:
+    torch.manual_seed(0)
+    head, inputs = tiny_head(), features()
+    with torch.no_grad():
+        expected = head(inputs)
+        found = head.eval()(inputs)
+    assert found.pop("aux_outputs") == []
+    assert len(expected.pop("aux_outputs")) == 3
+    assert all((found[name] == value).all() for name, value in expected.items())
+
+
 def predictions(**change: Tensor) -> dict[str, Any]:
     found = {
         "pred_logits": torch.randn(2, NUM_QUERIES, NUM_CLASSES + 1),
