@@ -221,11 +221,12 @@ def vit_of(model: Pretraining, family: str) -> Pretraining:
     }
     vit = own_branch({name: t for name, t in bare.items() if is_of_branch(name)}, family)
     refuse_unexpected(vit, model.family)
-    vit.parts = [
-        replace(part, target=bare_name)
-        if is_of_branch(bare_name := (part.target or "").removeprefix(prefix))
-        else replace(part, target=None, note=part.note or "not of the ViT")
+    source_of = {(part.target or "").removeprefix(prefix): part.source for part in model.parts}
+    vit.parts = [replace(part, source=source_of[part.source]) for part in vit.parts]
+    vit.parts += [
+        replace(part, target=None, note=part.note or "not of the ViT")
         for part in model.parts
+        if not is_of_branch((part.target or "").removeprefix(prefix))
     ]
     vit.family = f"the ViT ({family}) of {model.family}"
     return vit

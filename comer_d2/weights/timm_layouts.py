@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .files import WeightsError, first
 from .ledger import Pretraining
-from .vit_layouts import FINAL_NORM
+from .vit_layouts import FINAL_NORM, OWN_CLASS_ROW
 
 TABLE = ".attn.relative_position_bias_table"
 
@@ -107,6 +107,8 @@ class Writing:
             if part.note == FINAL_NORM
         }
         self.result = Written()
+        if any(part.note == OWN_CLASS_ROW for part in pretraining.parts):
+            self.result.unused["pos_embed.class_row"] = OWN_CLASS_ROW
 
     def write_tokens(self) -> None:
         """Tokens, and the position table with or without their rows."""

@@ -37,6 +37,7 @@ TABLE = (
     BLOCKS + r"attn\.relative_position_bias_table",
     r"blocks.\1.attn.relative_position_bias_table",
 )
+OWN_CLASS_ROW = "the class token's row; the network does not use it"
 FINAL_NORM = "ViT-CoMer has no norm after the last block"
 CLASSIFIER = "the family's own head"
 MASK_TOKEN = "only used in masked pretraining"
@@ -147,5 +148,5 @@ def own_branch(source: Mapping[str, Tensor], family: str) -> Pretraining:
         ledger.note("pos_embed", rows[:, num_class:].numel(), "pos_embed")
         if num_class:
             ledger.put("pos_embed.class_row", rows[:, :1])
-            ledger.note("pos_embed", rows.shape[2], "pos_embed.class_row", "of the class token")
+            ledger.note("pos_embed", rows.shape[2], "pos_embed.class_row", OWN_CLASS_ROW)
     return close(ledger, family)

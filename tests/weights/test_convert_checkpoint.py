@@ -187,7 +187,7 @@ def test_trained_vit_comer_by_timms_names(name):
 def test_without_tokens_timm_has_a_model_without_them():
     """As the released models are: no class token. timm's DeiT can be made so."""
     net = make_net(CASES["deit"], num_prefix_tokens=0)
-    converted, _ = convert_weights(net.state_dict(), "timm", family="deit")
+    converted, report = convert_weights(net.state_dict(), "timm", family="deit")
     model = timm.create_model(
         "deit_small_patch16_224",
         class_token=False,
@@ -200,6 +200,13 @@ def test_without_tokens_timm_has_a_model_without_them():
         num_heads=3,
     )
     model = model.double().eval()
+    rows = {entry.note: entry.elements for entry in report.entries if entry.source == "pos_embed"}
+    assert rows == {"": 16 * 48, "the class token's row; the network does not use it": 48}
+    assert report.source_elements == sum(t.numel() for t in net.state_dict().values())
+    scales = 4 * 48  # multiplied into the layers before them: DeiT has none
+    assert sum(entry.elements for entry in report.of("loaded")) - scales == sum(
+        tensor.numel() for tensor in converted.values()
+    )
     result = model.load_state_dict(converted, strict=False)
     assert result.missing_keys == ["norm.weight", "norm.bias"] and not result.unexpected_keys
     image = torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64)
