@@ -88,7 +88,7 @@ class Block(nn.Module):
 
 
 class PostNormBlock(Block):
-    """A block whose norms follow the sums, as BERT's do: that of Uni-Perceiver."""
+    """A block whose norms follow the sums, as BERT's do: that of the first Uni-Perceiver."""
 
     def forward(self, x: Tensor, height: int, width: int, rope: Tensor | None = None) -> Tensor:
         """Tokens (B, P + height*width, D) -> tokens of the same shape."""
