@@ -63,7 +63,8 @@ class ViTCoMerNet(ViTBranch):
         rope: rotary positions of ``"dinov3"`` or ``"eva02"``. This and the following are what
             pretraining families compute differently; docs/PRETRAINED.md has them by family.
         layer_norm_eps: epsilon of the ViT blocks' norms.
-        pre_norm_eps: epsilon of a layer norm before the first block (CLIP, Uni-Perceiver); ``None`` for none.
+        pre_norm_eps: epsilon of a layer norm before the first block (CLIP, Uni-Perceiver), or
+            ``None``.
         post_norm: whether the blocks' norms follow the sums (the first Uni-Perceiver).
         key_bias: whether k has a bias where q and v have one (not in BEiT, EVA-02 and DINOv3).
         attn_sub_norm: a layer norm before the attention's output projection (EVA-02-CLIP).
