@@ -104,9 +104,10 @@ def test_what_needs_detectron2_says_so_in_one_line() -> None:
     assert "make install" in last
 
 
+WITHOUT = {"install.py", "convert_checkpoint.py"}  # these do not need it
 SCRIPTS = [
     ROOT / "train_net.py",
-    *(path for path in sorted((ROOT / "tools").glob("*.py")) if path.name != "install.py"),
+    *(path for path in sorted((ROOT / "tools").glob("*.py")) if path.name not in WITHOUT),
 ]
 
 
@@ -125,3 +126,15 @@ runpy.run_path({str(path)!r}, run_name="__main__")
     last = result.stderr.strip().splitlines()[-1]
     assert "Detectron2" in last
     assert "make install" in last
+
+
+def test_checkpoints_convert_without_it() -> None:
+    result = run_without_detectron2(
+        f"""
+import runpy
+sys.argv = ["convert_checkpoint.py", "--help"]
+runpy.run_path({str(ROOT / "tools" / "convert_checkpoint.py")!r}, run_name="__main__")
+"""
+    )
+    assert result.returncode == 0, result.stderr
+    assert "SRC DST" in result.stdout
