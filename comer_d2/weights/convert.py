@@ -16,8 +16,9 @@ from .load import is_comer, without_wrapper
 from .mask2former import is_mask2former, official_mask2former
 from .official import is_official
 from .official_models import has_official_heads, read_official, write_official
+from .official_sizes import check_whole, sized_branch
 from .pretrained import TIMM, from_timm
-from .report import Entry, LoadReport
+from .report import Entry, LoadReport, summary
 from .timm_layouts import TIMM_MODELS, to_timm
 from .vit_layouts import FINAL_NORM, own_branch
 
@@ -141,6 +142,7 @@ def to_authors(weights: Mapping[str, Tensor], label: str, family: str | None) ->
         "ViT-CoMer by the authors' names",
         [Entry(name, tensor.numel(), "loaded", name) for name, tensor in weights.items()],
         fresh={name: t.numel() for name, t in official.items() if id(t) not in given},
+        notes=kinds_of(own_model(weights).parts),
     )
     if report.fresh:
         report.notes.append(
@@ -186,9 +188,12 @@ def written_for_timm(pretraining: Pretraining, family: str, label: str) -> Conve
 
 
 def known_pretraining(weights: Mapping[str, Tensor], label: str, family: str | None) -> Pretraining:
-    """A pretrained ViT without a tensor that its layout does not have."""
+    """A pretrained ViT with all tensors of its layout, and no other."""
     pretraining = convert_pretraining(weights, family, label)
     refuse_unexpected(pretraining, label)
+    tensors = branch_tensors(pretraining)
+    whole = sized_branch(tensors, pretraining.computation).state_dict()
+    check_whole(tensors, whole, f"{label} ({pretraining.family})")
     return pretraining
 
 
@@ -221,6 +226,8 @@ def vit_of(model: Pretraining, family: str) -> Pretraining:
     }
     vit = own_branch({name: t for name, t in bare.items() if is_of_branch(name)}, family)
     refuse_unexpected(vit, model.family)
+    tensors = branch_tensors(vit)
+    check_whole(tensors, sized_branch(tensors).state_dict(), f"the ViT of {model.family}")
     source_of = {(part.target or "").removeprefix(prefix): part.source for part in model.parts}
     vit.parts = [replace(part, source=source_of[part.source]) for part in vit.parts]
     vit.parts += [
@@ -274,4 +281,15 @@ def conversion_report(converted: Pretraining, source: str) -> LoadReport:
             )
             for part in converted.parts
         ],
+        notes=kinds_of(converted.parts),
     )
+
+
+def kinds_of(parts: Sequence[Part]) -> list[str]:
+    """Lines for the tensors that are of another type than most."""
+    kinds: dict[torch.dtype, dict[str, int]] = {}
+    for part in parts:
+        if part.target and part.dtype and part.dtype.is_floating_point:
+            kinds.setdefault(part.dtype, {})[part.source] = part.elements
+    rest = sorted(kinds.items(), key=lambda kind: sum(kind[1].values()))[:-1]
+    return [f"of type {str(kind).removeprefix('torch.')}: {summary(names)}" for kind, names in rest]

@@ -3,13 +3,27 @@
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..network import ViTCoMerNet
-from ..network.vit import PATCH_SIZE
+from ..network.vit import PATCH_SIZE, ViTBranch
 from .files import WeightsError, first
+from .fit import HEADS
+from .ledger import PLAIN_COMPUTATION
+
+# Arguments of the branch that say how it computes.
+BRANCH_COMPUTATION = (
+    "rope",
+    "layer_norm_eps",
+    "pre_norm_eps",
+    "post_norm",
+    "mlp_type",
+    "mlp_activation",
+    "use_rel_pos_bias",
+)
 
 
 def check_whole(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
@@ -28,7 +42,7 @@ def check_whole(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], what: 
     kinds = [
         f"'{name}' is of {tensor.dtype}"
         for name, tensor in tensors.items()
-        if name in own and tensor.is_floating_point() != own[name].is_floating_point()
+        if name in own and kind_of(tensor) != kind_of(own[name])
     ]
     missing = [f"'{name}'" for name in own if name not in tensors]
     unexpected = [f"'{name}'" for name in tensors if name not in own]
@@ -44,6 +58,13 @@ def check_whole(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], what: 
     ]
     if problems:
         raise WeightsError(f"{what}: " + "; ".join(problems))
+
+
+def kind_of(tensor: Tensor) -> str:
+    """Whether a tensor has numbers with a fraction, whole ones, or what else."""
+    if tensor.is_floating_point():
+        return "fraction"
+    return str(tensor.dtype) if tensor.is_complex() or tensor.dtype is torch.bool else "whole"
 
 
 def sized_network(tensors: Mapping[str, Tensor]) -> ViTCoMerNet:
@@ -100,6 +121,69 @@ def sized_network(tensors: Mapping[str, Tensor]) -> ViTCoMerNet:
             )
     except ValueError as e:
         raise WeightsError(f"the shapes of this backbone do not fit together: {e}") from e
+
+
+def sized_branch(
+    tensors: Mapping[str, Tensor], computation: Mapping[str, Any] | None = None
+) -> ViTBranch:
+    """A ViT branch, without memory for its weights, of the sizes that a pretraining shows.
+
+    Patches are of another size where the pretraining's are; numbers of heads are not right in it.
+
+    Args:
+        tensors: by the branch's names, the class token's row in the position table.
+        computation: how it computes, as :attr:`ViTBranch.computation` has it; ``None``: as far as
+            the names show it.
+
+    Raises:
+        WeightsError: as :func:`sized_network`.
+    """
+    sizes = Sizes(tensors)
+    dim, in_chans, height, width = sizes.shape("patch_embed.proj.weight", 4)
+    depth = sizes.count("blocks.#.")
+    tokens = sizes.shape("prefix_tokens", 3)[1] if sizes.has("prefix_tokens") else 0
+    rows = sizes.shape("pos_embed", 3)[1] if sizes.has("pos_embed") else 0
+    grid, heads, windows = math.isqrt(rows), HEADS.get(dim, 1), [0] * depth
+    computation = computation or {
+        **PLAIN_COMPUTATION,
+        "pre_norm_eps": 1e-5 if sizes.has("norm_pre.") else None,
+        "mlp_type": "swiglu" if sizes.has("blocks.#.mlp.fc1_g.") else "mlp",
+        "use_rel_pos_bias": sizes.has("blocks.#.attn.relative_position_bias_table"),
+    }
+    if computation["use_rel_pos_bias"]:
+        tables = [f"blocks.{i}.attn.relative_position_bias_table" for i in range(depth)]
+        table_shapes = [sizes.shape(name, 2) for name in tables]
+        windows = [(math.isqrt(shape[0]) + 1) // 2 for shape in table_shapes]
+        heads = table_shapes[0][1]
+    gated = computation["mlp_type"] == "swiglu"
+    hidden = "blocks.#.mlp.fc1_g.weight" if gated else "blocks.#.mlp.fc1.weight"
+    fused, apart = (sizes.has(f"blocks.#.attn.{name}") for name in ("qkv.bias", "q_bias"))
+    try:
+        with torch.device("meta"):
+            branch = ViTBranch(
+                in_chans=in_chans,
+                embed_dim=dim,
+                depth=depth,
+                num_heads=heads,
+                mlp_ratio=sizes.ratio(hidden, dim),
+                qkv_bias=fused or apart,
+                key_bias=fused,
+                drop_path_rate=0.0,
+                use_abs_pos=rows > 0,
+                layer_scale_init=1.0 if sizes.has("blocks.#.ls1.gamma") else None,
+                windows=windows,
+                pretrain_img_size=PATCH_SIZE * grid,
+                pretrain_use_cls_token=rows > 0 and grid**2 != rows,
+                num_prefix_tokens=tokens,
+                attn_sub_norm=sizes.has("blocks.#.attn.norm."),
+                mlp_sub_norm=sizes.has("blocks.#.mlp.norm."),
+                **{name: computation[name] for name in BRANCH_COMPUTATION},
+            )
+            bias = sizes.has("patch_embed.proj.bias") or computation["pre_norm_eps"] is None
+            branch.patch_embed.proj = nn.Conv2d(in_chans, dim, (height, width), bias=bias)
+            return branch
+    except ValueError as e:
+        raise WeightsError(f"the shapes of this ViT do not fit together: {e}") from e
 
 
 class Sizes:

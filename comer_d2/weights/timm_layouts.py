@@ -100,6 +100,7 @@ class Writing:
     def __init__(self, pretraining: Pretraining, family: str) -> None:
         self.family, self.model = family, TIMM_MODELS[family]
         self.left = dict(pretraining.tensors)
+        self.dim = pretraining.embed_dim
         self.sources = {part.source for part in pretraining.parts}
         self.norms = {
             part.source: pretraining.dropped[part.source]
@@ -206,6 +207,11 @@ class Writing:
             )
         self.result.tensors |= self.left
         for name, tensor in self.norms.items():
+            if not tensor.is_floating_point() or tensor.shape != (self.dim,):
+                raise WeightsError(
+                    f"'{name}' must have shape ({self.dim},), got {tuple(tensor.shape)} of "
+                    f"{tensor.dtype}"
+                )
             stem = "fc_norm" if name.startswith("fc_norm") else "norm"
             self.result.tensors[f"{stem}.{name.rsplit('.', 1)[-1]}"] = tensor
         return self.result

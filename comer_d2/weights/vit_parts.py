@@ -25,10 +25,10 @@ def move_tokens(ledger: Ledger, tokens: Sequence[str], table: str = "pos_embed")
     found = [name for name in tokens if name in ledger.left]
     prefix = []
     for name in found:
-        prefix.append(take_sequence(ledger, name))
+        prefix.append(take_sequence(ledger, name, [t.shape[2] for t in prefix]))
         ledger.note(name, prefix[-1].numel(), "prefix_tokens")
     if table in ledger.left:
-        rows = take_sequence(ledger, table)
+        rows = take_sequence(ledger, table, [t.shape[2] for t in prefix])
         num_class = token_rows(table, rows.shape[1], sum(t.shape[1] for t in prefix))
         ledger.put("pos_embed", rows[:, num_class:])
         ledger.note(table, rows[:, num_class:].numel(), "pos_embed")
@@ -43,11 +43,12 @@ def move_tokens(ledger: Ledger, tokens: Sequence[str], table: str = "pos_embed")
         ledger.put("prefix_tokens", torch.cat(prefix, dim=1))
 
 
-def take_sequence(ledger: Ledger, name: str) -> Tensor:
-    """Takes a tensor that must be (1, n, D)."""
+def take_sequence(ledger: Ledger, name: str, widths: Sequence[int] = ()) -> Tensor:
+    """Takes a tensor that must be (1, n, D), with D as in all of ``widths``."""
     tensor = ledger.take(name)
-    if tensor.ndim != 3 or tensor.shape[0] != 1:
-        raise WeightsError(f"'{name}' must have shape (1, n, D), got {tuple(tensor.shape)}")
+    if tensor.ndim != 3 or tensor.shape[0] != 1 or {tensor.shape[2], *widths} != {tensor.shape[2]}:
+        expected = f"(1, n, {widths[0]})" if widths else "(1, n, D)"
+        raise WeightsError(f"'{name}' must have shape {expected}, got {tuple(tensor.shape)}")
     return tensor
 
 

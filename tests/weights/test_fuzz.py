@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from comer_d2.heads.mask2former import Mask2FormerHead
 from comer_d2.heads.mask_decoder import MaskedTransformerDecoder
 from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder
-from comer_d2.weights import WeightsError, load_weights, to_official
+from comer_d2.weights import WeightsError, convert_weights, load_weights, to_official
 from comer_d2.weights.files import unwrap
 from tests.weights import originals
 from tests.weights.cases import CASES, make_net, make_timm, randomise
@@ -148,6 +148,38 @@ def test_never_a_silent_difference(checkpoint):
                 assert report != whole, (kind, name)
                 outcomes["listed"] += 1
     assert outcomes["error"] > sum(outcomes.values()) // 2, outcomes
+
+
+CONVERSIONS = [
+    ("deit", "here", None),
+    ("dinov2", "timm", None),
+    ("beit", "here", None),
+    ("eva02", "timm", None),
+    ("dinov3 of transformers", "timm", None),
+    ("the authors' backbone", "here", None),
+    ("a backbone trained here", "official", None),
+    ("a backbone trained here", "timm", "mae"),
+    ("official Mask2Former", "here", None),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize(("checkpoint", "to", "family"), CONVERSIONS)
+def test_conversions_are_not_silent_either(checkpoint, to, family):
+    """What is written is what it would be, or the table says what is not."""
+    _, source = CHECKPOINTS[checkpoint]()
+    expected, report = convert_weights(source, to, family=family)
+    whole = str(report)
+    for kind, mutate in MUTATIONS.items():
+        draw = random.Random(f"{checkpoint} {to} {kind}")
+        for name in draw.sample(sorted(source), 5):
+            try:
+                result, report = convert_weights(mutate(source, name), to, family=family)
+            except WeightsError as e:
+                assert len(str(e)) < 2000
+                continue
+            if result.keys() != expected.keys() or not same(result, expected):
+                assert str(report) != whole, (kind, name)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "torch"])
