@@ -30,15 +30,15 @@ try:
 except ImportError as error:  # it says what is missing, and what to do
     sys.exit(f"quickstart_seg.py: error: {error}")
 
-SHORT_ITERATIONS = 700
+SHORT_ITERATIONS = 1000
 METRICS = {
     "panoptic": ("panoptic_seg", "PQ", "PQ"),
     "semantic": ("sem_seg", "mIoU", "mIoU"),
     "instance": ("segm", "AP", "mask AP"),
 }
 # The task's metric that shows that everything works, below what was measured (docs/SEGMENTATION.md).
-LEAST = {"panoptic": 60.0, "semantic": 60.0, "instance": 40.0}
-LEAST_SHORT = {"panoptic": 5.0, "semantic": 5.0, "instance": 1.0}
+LEAST = {"panoptic": 40.0, "semantic": 50.0, "instance": 15.0}
+LEAST_SHORT = {"panoptic": 15.0, "semantic": 20.0, "instance": 3.0}
 # Many digits, as small as they can be read: queries learn from one object each.
 DIGIT_SIZE, MAX_DIGITS = (24, 40), 9
 
@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--task", choices=METRICS, default="panoptic", help="what is trained (%(default)s)"
     )
-    parser.add_argument("--short", action="store_true", help="about four minutes, worse pictures")
+    parser.add_argument("--short", action="store_true", help="about six minutes, worse pictures")
     parser.add_argument("--fresh", action="store_true", help="forget an interrupted run")
     parser.add_argument("--data-only", action="store_true", help="make the dataset and stop")
     parser.add_argument("--output", type=Path, help="folder (output/quickstart-seg/<task>)")

@@ -111,10 +111,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
         finest = maps[-1]
         for k in range(len(self.fpn_features), 0, -1):
             lateral = getattr(self, f"adapter_{k}")(features[self.fpn_features[k - 1]])
-            finest = lateral + F.interpolate(
+            # In place: the finest maps are the largest of all, and norms need not their outputs.
+            lateral += F.interpolate(
                 finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False
             )
-            finest = F.relu(getattr(self, f"layer_{k}")(finest))
+            finest = F.relu_(getattr(self, f"layer_{k}")(lateral))
         return self.mask_features(finest), maps
 
 
