@@ -16,9 +16,9 @@ from .load import is_comer, without_wrapper
 from .mask2former import is_mask2former, official_mask2former
 from .official import is_official
 from .official_models import has_official_heads, read_official, write_official
-from .official_sizes import check_whole, sized_branch
 from .pretrained import TIMM, from_timm
 from .report import Entry, LoadReport, summary
+from .sizes import check_whole, sized_branch
 from .timm_layouts import TIMM_MODELS, to_timm
 from .vit_layouts import FINAL_NORM, own_branch
 

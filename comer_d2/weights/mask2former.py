@@ -17,7 +17,7 @@ from ..heads.pixel_decoder import MSDeformAttnPixelDecoder
 from .files import WeightsError, check_finite, first
 from .ledger import Ledger, Pretraining
 from .official import without_wrapper
-from .official_sizes import Sizes, check_whole
+from .sizes import Sizes, check_whole
 
 TITLE = "Mask2Former"
 HEAD = "sem_seg_head."

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..network.vit_attention import relative_position_index
 from .files import WeightsError, check_finite, first
 from .ledger import Ledger, Pretraining
-from .official_sizes import check_whole, sized_network
+from .sizes import check_whole, sized_network
 
 TITLE = "the authors' ViT-CoMer backbone"
 LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

@@ -31,7 +31,7 @@ from .official import (
     under,
     without_wrapper,
 )
-from .official_sizes import Sizes, check_whole
+from .sizes import Sizes, check_whole
 
 MASK_RCNN = {
     **{f"neck.lateral_convs.{i}.conv": f"backbone.fpn_lateral{i + 2}" for i in range(4)},
