@@ -88,7 +88,7 @@ CASES = {
     "beit-shared-table": Case(
         "beit_base_patch16_224",
         BEIT,
-        (originals.beit_pretrained,),
+        (originals.beit_pretrained, originals.beitv2_pretrained),
         dict(use_rel_pos_bias=False, use_shared_rel_pos_bias=True),
     ),
     "dinov3": Case(

@@ -187,6 +187,16 @@ def beit_pretrained(state: State) -> dict[str, Any]:
     return {"model": result}
 
 
+def beitv2_pretrained(state: State) -> dict[str, Any]:
+    """Also with the two layers behind the ViT, which get the class token alone."""
+    dim = state["cls_token"].shape[-1]
+    behind = {
+        "cls_pt_layers.0.norm1.weight": like(state, dim),
+        "cls_pt_layers.1.attn.qkv.weight": like(state, 3 * dim, dim),
+    }
+    return {"model": beit_pretrained(state)["model"] | behind}
+
+
 def open_clip(state: State) -> dict[str, Any]:
     """The vision tower in a whole CLIP."""
     result = renamed(

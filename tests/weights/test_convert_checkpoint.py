@@ -130,7 +130,7 @@ def test_pretrained_vit_by_timms_names(case, layout):
     origin = randomise(make_timm(case))
     source, _ = unwrap(layout(origin.state_dict()), "")
     converted, report = convert_weights(source, "timm", family=case.family)
-    model = make_timm(case, **PER_BLOCK if layout is originals.beit_pretrained else {})
+    model = make_timm(case, **PER_BLOCK if case.timm.get("use_shared_rel_pos_bias") else {})
     result = model.load_state_dict(converted, strict=False)
     heads = ("head.", "head_dist.", "attn_pool.", "norm.", "fc_norm.")
     assert all(name.startswith(heads) for name in result.missing_keys)
