@@ -81,7 +81,7 @@ def test_loss_ignores_what_has_no_label() -> None:
     sum(losses.values()).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in head.parameters())
     _, losses = head(features, torch.full((2, 64, 96), 255))
-    assert [float(loss) for loss in losses.values()] == [0.0, 0.0]
+    assert [loss.item() for loss in losses.values()] == [0.0, 0.0]
 
 
 def test_predicts_at_the_size_of_the_image() -> None:
