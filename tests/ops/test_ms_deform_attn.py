@@ -19,6 +19,15 @@ from comer_d2.ops import (
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SHAPES = [(9, 13), (5, 6), (1, 1)]
+# Of value, of locations and weights, and what may be off.
+DTYPES = [
+    (torch.float64, torch.float64, 1e-12),
+    (torch.float32, torch.float32, 3e-6),
+    (torch.float16, torch.float32, 2e-3),
+    (torch.float16, torch.float16, 2e-3),
+    (torch.bfloat16, torch.float32, 1.2e-2),
+    (torch.bfloat16, torch.bfloat16, 1.2e-2),
+]
 
 
 def plain_loops(value, shapes, locations, weights):
@@ -141,17 +150,7 @@ def test_the_definition_in_plain_loops(device, function):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("head_dim", [1, 3, 8, 24, 32, 64, 96, 130])
-@pytest.mark.parametrize(
-    ("dtype", "geometry", "tolerance"),
-    [
-        (torch.float64, torch.float64, 1e-12),
-        (torch.float32, torch.float32, 3e-6),
-        (torch.float16, torch.float32, 2e-3),
-        (torch.float16, torch.float16, 2e-3),
-        (torch.bfloat16, torch.float32, 1.2e-2),
-        (torch.bfloat16, torch.bfloat16, 1.2e-2),
-    ],
-)
+@pytest.mark.parametrize(("dtype", "geometry", "tolerance"), DTYPES)
 def test_head_dimensions_and_dtypes(device, head_dim, dtype, geometry, tolerance):
     given = arguments(head_dim=head_dim, dtype=dtype, geometry=geometry, device=device)
     actual = with_gradients(ms_deform_attn, *given)
@@ -163,6 +162,22 @@ def test_head_dimensions_and_dtypes(device, head_dim, dtype, geometry, tolerance
     for got, rounded, wanted in zip(actual, plain, exact):
         error = (got.double() - wanted).abs().max()
         assert error <= 2 * (rounded.double() - wanted).abs().max() + 1e-6 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("head_dim", [5, 64])
+@pytest.mark.parametrize("points", [4, 13])
+@pytest.mark.parametrize(("dtype", "geometry", "tolerance"), DTYPES)
+def test_many_samples_of_few_pixels(device, heads, head_dim, points, dtype, geometry, tolerance):
+    """On the CPU a head's pixels are copied for these, and rows of samples take several vectors."""
+    sizes = dict(queries=150, heads=heads, head_dim=head_dim, points=points)
+    given = arguments(**sizes, dtype=dtype, geometry=geometry, device=device)
+    expected = with_gradients(ms_deform_attn_reference, *as_double(*given))
+    assert_close(with_gradients(ms_deform_attn, *given), expected, tolerance)
+    given = fused_arguments(**sizes, dtype=dtype, geometry=geometry, device=device)
+    expected = with_gradients(ms_deform_attn_fused_reference, *as_double(*given))
+    assert_close(with_gradients(ms_deform_attn_fused, *given), expected, 2 * tolerance)
 
 
 @pytest.mark.parametrize("device", DEVICES)
