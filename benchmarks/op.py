@@ -179,9 +179,9 @@ def measure(built: dict, direction: str, rounds: int, device: str) -> dict[str, 
     times = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            # A short call is repeated, and its own median stands for the round.
+            # A short call is repeated for 50 ms, and its own median stands for the round.
             first = timed(call, device)
-            repeats = min(9, int(20 / max(first, 1e-3)))
+            repeats = min(49, int(50 / max(first, 1e-3)))
             times[name].append(
                 statistics.median([first, *(timed(call, device) for _ in range(repeats))])
             )
