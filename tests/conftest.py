@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch starts its threads
@@ -12,6 +13,9 @@ import pytest
 import torch
 
 TESTS = Path(__file__).parent
+# A shell's background jobs ignore Ctrl-C, and so would the runs that tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # The tensors here are tiny: more threads only wait for each other.
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
