@@ -32,7 +32,7 @@ warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 NAMES = {"comer": "ViT-CoMer", "vit": "plain ViT"}
-SHORT_ITERATIONS = 400
+SHORT_ITERATIONS = 500
 # Box AP that shows that everything works, below what was measured (docs/DATASETS.md).
 LEAST_AP = {"comer": 60.0, "vit": 45.0}
 LEAST_AP_SHORT = {"comer": 15.0, "vit": 10.0}
@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--model", choices=NAMES, default="comer", help="the detector's backbone (%(default)s)"
     )
-    parser.add_argument("--short", action="store_true", help="two to three minutes, worse pictures")
+    parser.add_argument("--short", action="store_true", help="about three minutes, worse pictures")
     parser.add_argument("--fresh", action="store_true", help="forget an interrupted run")
     parser.add_argument("--output", type=Path, help="folder (output/quickstart/<model>)")
     parser.add_argument("--least-ap", type=float, help="fail below this box AP")
