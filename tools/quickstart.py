@@ -75,22 +75,9 @@ def main() -> int:
     print(f"     {digits}")
 
     config = ROOT / "configs" / "quickstart" / f"mask_rcnn_{args.model}_digits.py"
-    short = [f"train.max_iter={SHORT_ITERATIONS}"] if args.short else []
-    overrides = [*short, *args.opts, f"train.output_dir={output}"]
-    settings = {
-        "config": config.name,
-        "overrides": overrides,
-        "scenes": [args.train_images, args.val_images],
-    }
-    prepare_folder(output, settings, fresh=args.fresh)
-    say(f"2/3  training {NAMES[args.model]} + FPN, Mask R-CNN, from scratch on the CPU")
-    command = [str(ROOT / "train_net.py"), "--resume", "--config-file", str(config), *overrides]
-    print(f"     python3 {shlex.join(command)}\n", flush=True)
-    code = run_forwarding_signals([sys.executable, *command])
+    what = f"{NAMES[args.model]} + FPN, Mask R-CNN"
+    overrides, code = train(config, args, output, SHORT_ITERATIONS, what)
     if code:
-        print(f"\nquickstart: training stopped (exit code {code})", file=sys.stderr)
-        if code > 128:
-            print("quickstart: the same command goes on from there", file=sys.stderr)
         return code
 
     results = json.loads((output / "evaluation.json").read_text())["results"]
@@ -123,6 +110,34 @@ def main() -> int:
 
 def say(line: str) -> None:
     print(f"\n== {line}", flush=True)
+
+
+def train(
+    config: Path, args: argparse.Namespace, output: Path, short_iterations: int, what: str
+) -> tuple[list[str], int]:
+    """Run train_net.py, or go on with an interrupted run of the same settings.
+
+    Returns:
+        The config's overrides, and the exit code.
+    """
+    short = [f"train.max_iter={short_iterations}"] if args.short else []
+    overrides = [*short, *args.opts, f"train.output_dir={output}"]
+    settings = {
+        "config": config.name,
+        "overrides": overrides,
+        "scenes": [args.train_images, args.val_images],
+    }
+    prepare_folder(output, settings, fresh=args.fresh)
+    say(f"2/3  training {what}, from scratch on the CPU")
+    command = [str(ROOT / "train_net.py"), "--resume", "--config-file", str(config), *overrides]
+    print(f"     python3 {shlex.join(command)}\n", flush=True)
+    code = run_forwarding_signals([sys.executable, *command])
+    program = Path(sys.argv[0]).stem
+    if code:
+        print(f"\n{program}: training stopped (exit code {code})", file=sys.stderr)
+    if code > 128:
+        print(f"{program}: the same command goes on from there", file=sys.stderr)
+    return overrides, code
 
 
 def prepare_folder(output: Path, settings: dict, *, fresh: bool) -> None:

@@ -9,7 +9,6 @@ it stopped; finished, it trains anew on the dataset that is there.
 import argparse
 import json
 import os
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 # Also sets what must be set before torch starts its threads, and finds this project.
-from quickstart import ROOT, finish_folder, prepare_folder, run_forwarding_signals, say
+from quickstart import ROOT, finish_folder, say, train
 
 try:
     from comer_d2.d2.data.custom import resolve_dataset
@@ -75,22 +74,9 @@ def main() -> int:
     output = (args.output or ROOT / "output" / "quickstart-seg" / name).resolve()
     suffix = "" if args.task == "panoptic" else f"_{args.task}"
     config = ROOT / "configs" / "quickstart" / f"mask2former_comer_digits{suffix}.py"
-    short = [f"train.max_iter={SHORT_ITERATIONS}"] if args.short else []
-    overrides = [*short, *args.opts, f"train.output_dir={output}"]
-    settings = {
-        "config": config.name,
-        "overrides": overrides,
-        "scenes": [args.train_images, args.val_images],
-    }
-    prepare_folder(output, settings, fresh=args.fresh)
-    say(f"2/3  training ViT-CoMer, Mask2Former, {args.task}, from scratch on the CPU")
-    command = [str(ROOT / "train_net.py"), "--resume", "--config-file", str(config), *overrides]
-    print(f"     python3 {shlex.join(command)}\n", flush=True)
-    code = run_forwarding_signals([sys.executable, *command])
+    what = f"ViT-CoMer, Mask2Former, {args.task}"
+    overrides, code = train(config, args, output, SHORT_ITERATIONS, what)
     if code:
-        print(f"\nquickstart_seg: training stopped (exit code {code})", file=sys.stderr)
-        if code > 128:
-            print("quickstart_seg: the same command goes on from there", file=sys.stderr)
         return code
 
     results = json.loads((output / "evaluation.json").read_text())["results"]
