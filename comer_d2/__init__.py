@@ -20,6 +20,6 @@ def __getattr__(name: str) -> Any:
         from .network import ViTCoMerNet
 
         return ViTCoMerNet
-    from .d2.backbone import ViTCoMer
+    from .d2.modeling.backbone import ViTCoMer
 
     return ViTCoMer

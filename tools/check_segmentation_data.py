@@ -21,7 +21,7 @@ try:
     from comer_d2.d2.data.custom import resolve_dataset
     from comer_d2.d2.engine.checks import dataset_names
     from comer_d2.d2.engine.config import load_config
-    from comer_d2.d2.engine.errors import UserError
+    from comer_d2.d2.errors import UserError
 except ImportError as error:  # it says what is missing, and what to do
     sys.exit(f"check_segmentation_data.py: error: {error}")
 

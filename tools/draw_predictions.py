@@ -15,10 +15,10 @@ logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 try:
     from comer_d2.d2.data.custom import resolve_dataset
-    from comer_d2.d2.drawing import picture_sheet, save_picture
     from comer_d2.d2.engine.config import load_config
-    from comer_d2.d2.engine.errors import UserError
+    from comer_d2.d2.errors import UserError
     from comer_d2.d2.predictor import Predictor, compare_with_ground_truth
+    from comer_d2.d2.visualization.instances import picture_sheet, save_picture
 except ImportError as error:  # it says what is missing, and what to do
     sys.exit(f"draw_predictions.py: error: {error}")
 

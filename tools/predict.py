@@ -15,10 +15,10 @@ warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 try:
-    from comer_d2.d2.drawing import draw_instances, save_picture
     from comer_d2.d2.engine.config import load_config
-    from comer_d2.d2.engine.errors import UserError
+    from comer_d2.d2.errors import UserError
     from comer_d2.d2.predictor import Predictor, coco_results, confident, read_rgb
+    from comer_d2.d2.visualization.instances import draw_instances, save_picture
 except ImportError as error:  # it says what is missing, and what to do
     sys.exit(f"predict.py: error: {error}")
 

@@ -20,7 +20,7 @@ logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 try:
     from comer_d2.d2.data.prepare_ade20k import prepare_panoptic, prepare_semantic
-    from comer_d2.d2.engine.errors import UserError
+    from comer_d2.d2.errors import UserError
 except ImportError as error:  # it says what is missing, and what to do
     sys.exit(f"prepare_ade20k.py: error: {error}")
 

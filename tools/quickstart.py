@@ -203,9 +203,9 @@ def draw(
 ) -> Path:
     """Write the picture sheet of the trained model; returns its path."""
     from comer_d2.d2.data.custom import resolve_dataset
-    from comer_d2.d2.drawing import picture_sheet, save_picture
     from comer_d2.d2.engine.config import load_config
     from comer_d2.d2.predictor import Predictor, compare_with_ground_truth
+    from comer_d2.d2.visualization.instances import picture_sheet, save_picture
 
     cfg = load_config(str(config), overrides)
     resolve_dataset(cfg)

@@ -22,10 +22,10 @@ try:
     from comer_d2.d2.data.custom import resolve_dataset
     from comer_d2.d2.data.digits import DigitsSpec, make_digits
     from comer_d2.d2.data.panoptic_from_instances import panoptic_from_instances
-    from comer_d2.d2.drawing import picture_sheet, save_picture
     from comer_d2.d2.engine.config import load_config
     from comer_d2.d2.predictor import Predictor
-    from comer_d2.d2.segment_drawing import compare_segmentation
+    from comer_d2.d2.visualization.instances import picture_sheet, save_picture
+    from comer_d2.d2.visualization.segments import compare_segmentation
 except ImportError as error:  # it says what is missing, and what to do
     sys.exit(f"quickstart_seg.py: error: {error}")
 

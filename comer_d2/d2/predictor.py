@@ -17,10 +17,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from .data.custom import resolve_dataset
-from .drawing import draw_instances
 from .engine.checkpoint import forget_pretrained, load_checkpoint
 from .engine.config import settle_device
-from .engine.errors import UserError
+from .errors import UserError
+from .visualization.instances import draw_instances
 
 
 class Predictor:

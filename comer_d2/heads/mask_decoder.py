@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..network.levels import map_to_tokens
-from ..network.linear import Linear, linear
+from ..layers.levels import map_to_tokens
+from ..layers.linear import Linear, linear
 from .pixel_decoder import sine_position_encoding
 
 

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..network.deform_attn import MSDeformAttn
-from ..network.levels import Geometry, Levels
-from ..network.linear import Linear
+from ..layers.deform_attn import MSDeformAttn
+from ..layers.levels import Geometry, Levels
+from ..layers.linear import Linear
 
 
 class MSDeformAttnPixelDecoder(nn.Module):

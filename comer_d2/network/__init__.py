@@ -1,4 +1,4 @@
-"""The network, in reading order: levels, pyramid, vit, deform_attn, interaction, vit_comer."""
+"""The network, in reading order: pyramid, vit, interaction, vit_comer."""
 
 from .vit_comer import ViTCoMerNet
 

@@ -9,9 +9,9 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .deform_attn import MSDeformAttn
-from .levels import Geometry, Levels, map_to_tokens
-from .linear import Linear
+from ..layers.deform_attn import MSDeformAttn
+from ..layers.levels import Geometry, Levels, map_to_tokens
+from ..layers.linear import Linear
 from .vit import LAYER_NORM_EPS
 
 NUM_LEVELS = 3

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale, Mlp, SwiGLU, create_rope_embed, get_act_layer
 from torch import Tensor, nn
 
-from .levels import map_to_tokens
-from .linear import with_own_linears
+from ..layers.levels import map_to_tokens
+from ..layers.linear import with_own_linears
 from .vit_attention import Attention, RelativePositionAttention
 
 # The CNN branch meets the ViT at stride 16; pretrained kernels of another size are resampled to it.

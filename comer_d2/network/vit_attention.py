@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat, trunc_normal_
 from torch import Tensor, nn
 
-from .levels import map_to_tokens
-from .linear import Linear, linear
+from ..layers.levels import map_to_tokens
+from ..layers.linear import Linear, linear
 
 CLASS_ROWS = 3  # class to token, token to class, class to itself: the last of BEiT's tables
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from .deform_attn import MSDeformAttn
+from ..layers.deform_attn import MSDeformAttn
+from ..layers.levels import Levels, map_to_tokens, tokens_to_map
 from .interaction import (
     MRFP,
     NUM_LEVELS,
@@ -19,7 +20,6 @@ from .interaction import (
     FFNBranch,
     Interaction,
 )
-from .levels import Levels, map_to_tokens, tokens_to_map
 from .pyramid import SpatialPyramid
 from .vit import LAYER_NORM_EPS, PATCH_SIZE, ViTBranch
 

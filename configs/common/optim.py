@@ -1,9 +1,9 @@
-"""AdamW with the learning rate and weight decay of every parameter as comer_d2.d2.optim says."""
+"""AdamW with the learning rate and weight decay of every parameter as comer_d2.d2.engine.optim says."""
 
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
-from comer_d2.d2.optim import get_param_groups
+from comer_d2.d2.engine.optim import get_param_groups
 
 # lr 1e-4, betas (0.9, 0.999), weight decay 0.1
 AdamW = model_zoo.get_config("common/optim.py").AdamW

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.d2.runs import TINY
 from tests.d2.tiny_coco import write_tiny_coco
-
-ROOT = Path(__file__).parents[2]
-TINY = str(ROOT / "tests/d2/tiny_mask_rcnn.py")
 
 
 @pytest.fixture(scope="session")
@@ -36,25 +30,6 @@ def whole_run(tiny_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     output = tmp_path_factory.mktemp("whole_run") / "output"
     assert main(["--config-file", TINY, f"train.output_dir={output}"]) == 0
     return output
-
-
-def read_metrics(output: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.json."""
-    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
-
-
-def start_train_net(
-    *arguments: str, launcher: tuple[str, ...] = (), **environment: str
-) -> subprocess.Popen:
-    """Start train_net.py as a user does, in a session of its own; stderr goes into stdout."""
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(ROOT / "train_net.py"), *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
 
 
 @pytest.fixture(autouse=True)

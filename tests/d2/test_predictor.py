@@ -15,10 +15,10 @@ from PIL import Image
 
 from comer_d2.d2.data.custom import resolve_dataset
 from comer_d2.d2.data.digits import DigitsSpec, make_digits
-from comer_d2.d2.drawing import COLORS, draw_instances, picture_sheet, save_picture
 from comer_d2.d2.engine.config import load_config
-from comer_d2.d2.engine.errors import UserError
+from comer_d2.d2.errors import UserError
 from comer_d2.d2.predictor import Predictor, compare_with_ground_truth, confident
+from comer_d2.d2.visualization.instances import COLORS, draw_instances, picture_sheet, save_picture
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "quickstart" / "mask_rcnn_comer_digits.py"

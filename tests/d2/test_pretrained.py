@@ -13,7 +13,7 @@ from comer_d2.d2.engine.config import load_config
 from comer_d2.d2.engine.main import main
 from comer_d2.d2.predictor import Predictor
 from comer_d2.weights import WeightsError, load_weights
-from tests.d2.conftest import ROOT
+from tests.d2.runs import ROOT
 
 CONFIG = str(ROOT / "tests/d2/tiny_comer.py")
 BRANCH = "backbone.bottom_up."

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from comer_d2.d2.engine.config import TRAIN_DEFAULTS, load_config
 from comer_d2.d2.engine.main import main
-from tests.d2.conftest import ROOT, TINY, read_metrics, start_train_net
+from tests.d2.runs import ROOT, TINY, read_metrics, start_train_net
 
 PROPOSALS = str(ROOT / "tests/d2/tiny_proposals.py")
 MEASURED = ("time", "data_time", "eta_seconds", "images_per_second", "max_mem_mb")

@@ -20,7 +20,7 @@ from comer_d2.heads.mask_decoder import (
 from comer_d2.heads.matcher import HungarianMatcher
 from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder
 from comer_d2.heads.points import MASKS_AT_A_TIME, sample_masks, sample_points
-from comer_d2.network.deform_attn import MSDeformAttn
+from comer_d2.layers.deform_attn import MSDeformAttn
 
 NUM_CLASSES, NUM_QUERIES = 4, 6
 FEATURES = ("res2", "res3", "res4", "res5")

@@ -4,9 +4,9 @@ import timm
 import torch
 from torch.nn import functional as F
 
+from comer_d2.layers.deform_attn import MSDeformAttn
+from comer_d2.layers.levels import Levels
 from comer_d2.network import ViTCoMerNet
-from comer_d2.network.deform_attn import MSDeformAttn
-from comer_d2.network.levels import Levels
 from comer_d2.network.vit_attention import (
     Attention,
     RelativePositionAttention,

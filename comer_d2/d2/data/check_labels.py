@@ -6,7 +6,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
-from ..engine.errors import UserError
+from ..errors import UserError
 from .segmentation_mappers import PanopticMapper, SemanticMapper
 
 

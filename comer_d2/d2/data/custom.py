@@ -20,7 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from omegaconf import DictConfig, OmegaConf
 
-from ..engine.errors import UserError
+from ..errors import UserError
 from .custom_segmentation import resolve_panoptic, resolve_semantic
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig
 from PIL import Image
 
-from ..engine.errors import UserError
+from ..errors import UserError
 from .panoptic_json import load_panoptic
 from .semantic_labels import IGNORE_LABEL
 

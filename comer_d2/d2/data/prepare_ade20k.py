@@ -10,7 +10,7 @@ from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
 from PIL import Image
 from tqdm import tqdm
 
-from ..engine.errors import UserError
+from ..errors import UserError
 from .builtin import ADE20K_THINGS
 from .panoptic_png import write_panoptic_png
 

@@ -13,7 +13,7 @@ import torch
 from detectron2.data import detection_utils
 from detectron2.structures import BitMasks, Instances
 
-from ..engine.errors import UserError
+from ..errors import UserError
 from .panoptic_png import id_to_rgb, rgb_to_id
 from .semantic_labels import SemanticLabels, read_segments
 

@@ -7,7 +7,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from ..engine.errors import UserError
+from ..errors import UserError
 from .panoptic_png import VOID, read_panoptic_png
 
 IGNORE_LABEL = 255  # pixels that neither train nor count

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...weights import WeightsError, load_weights, read_weights
 from ...weights.files import write_atomically
 from ...weights.pretrained import TIMM
-from .errors import TrainingError, UserError
+from ..errors import TrainingError, UserError
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ...weights.pretrained import TIMM
 from ..data.custom import resolve_dataset
+from ..errors import UserError
 from .checkpoint import CheckpointFolder
-from .errors import UserError
 
 # Heads with a count of their own: semantic classes, a classifier on the backbone.
 _OTHER_CLASSES = {"backbone", "sem_seg_head"}

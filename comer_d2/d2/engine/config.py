@@ -9,7 +9,7 @@ import torch
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
-from .errors import UserError
+from ..errors import UserError
 from .overrides import apply_overrides
 
 SECTIONS = ("dataloader", "model", "train", "optimizer", "lr_multiplier")

@@ -15,8 +15,8 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
 from ..data.random_state import get_random_state, preserved_random_state, set_random_state
+from ..errors import UserError
 from .checkpoint import CheckpointFolder, write_json
-from .errors import UserError
 from .evaluation import EvaluationStopped
 
 logger = logging.getLogger(__name__)

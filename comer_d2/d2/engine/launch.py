@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 
-from .errors import Interrupted, UserError
+from ..errors import Interrupted, UserError
 
 TIMEOUT = timedelta(minutes=30)
 

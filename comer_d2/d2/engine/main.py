@@ -9,10 +9,10 @@ from functools import partial
 
 import torch
 
+from ..errors import Interrupted, UserError
 from .arguments import parse_arguments
 from .checks import check_ready
 from .config import load_config, settle_device
-from .errors import Interrupted, UserError
 from .launch import Plan, launch, plan_processes
 from .run import run
 

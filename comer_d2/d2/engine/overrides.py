@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .errors import UserError
+from ..errors import UserError
 
 # Characters that start hydra's own syntax in a value; anything else may be taken as plain text.
 _GRAMMAR = set("[]{}()'\"$")

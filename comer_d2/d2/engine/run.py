@@ -16,10 +16,10 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
 
+from ..errors import Interrupted, UserError
 from .checkpoint import CheckpointFolder, forget_pretrained, load_checkpoint
 from .checks import build, check_classes, check_ready
 from .config import load_config, settle_device
-from .errors import Interrupted, UserError
 from .evaluation import evaluate
 from .hooks import Checkpoints, Evaluation, resume
 from .interrupt import InterruptFlag

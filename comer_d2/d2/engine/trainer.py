@@ -16,7 +16,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .errors import TrainingError
+from ..errors import TrainingError
 from .interrupt import InterruptFlag
 
 

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from ..data.panoptic_png import VOID, read_panoptic_png, write_panoptic_png
-from ..engine.errors import UserError
+from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ..data.semantic_labels import SemanticLabels
-from ..engine.errors import UserError
+from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 

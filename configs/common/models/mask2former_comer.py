@@ -5,8 +5,8 @@ Another size is one edit: `mask2former_size(model, "S")`.
 
 from detectron2.config import LazyCall as L
 
-from comer_d2.d2.mask_former import Mask2Former
-from comer_d2.d2.semantic_views import SemanticViews
+from comer_d2.d2.modeling.mask2former import Mask2Former
+from comer_d2.d2.modeling.semantic_tta import SemanticViews
 from comer_d2.heads.criterion import SetCriterion
 from comer_d2.heads.mask2former import Mask2FormerHead
 from comer_d2.heads.mask_decoder import MaskedTransformerDecoder

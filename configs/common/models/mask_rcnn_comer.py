@@ -7,7 +7,7 @@ The heads are Detectron2's own; with 80 classes the whole has the parameters of 
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
-from comer_d2.d2.backbone import ViTCoMer
+from comer_d2.d2.modeling.backbone import ViTCoMer
 
 from .sizes import comer_size
 

@@ -6,7 +6,7 @@ Another size is one edit: `vit_size(model.backbone.net, "S")`.
 
 from detectron2 import model_zoo
 
-from comer_d2.d2.simple_feature_pyramid import SimpleFeaturePyramid
+from comer_d2.d2.modeling.simple_feature_pyramid import SimpleFeaturePyramid
 
 from .mask_rcnn_comer import model
 from .sizes import vit_size

@@ -5,9 +5,9 @@ Another size is one edit: `upernet_size(model, "S")`. The whole has the paper's 
 
 from detectron2.config import LazyCall as L
 
-from comer_d2.d2.norm import norm_layer
-from comer_d2.d2.semantic_segmentor import SemanticSegmentor
-from comer_d2.d2.semantic_views import SemanticViews
+from comer_d2.d2.modeling.norm import norm_layer
+from comer_d2.d2.modeling.semantic_segmentor import SemanticSegmentor
+from comer_d2.d2.modeling.semantic_tta import SemanticViews
 from comer_d2.heads.upernet import UPerNetHead
 
 from .mask_rcnn_comer import model as _mask_rcnn

@@ -21,9 +21,9 @@ from comer_d2.d2.data.custom import resolve_dataset
 from comer_d2.d2.data.panoptic_png import read_panoptic_png, write_panoptic_png
 from comer_d2.d2.data.segmentation_mappers import PanopticMapper, SemanticMapper
 from comer_d2.d2.data.semantic_labels import SemanticLabels
-from comer_d2.d2.engine.errors import UserError
+from comer_d2.d2.errors import UserError
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 HEIGHT, WIDTH = 12, 16
 NAMES = ["road", "car", "tree"]
 

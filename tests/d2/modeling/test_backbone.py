@@ -17,8 +17,8 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 import comer_d2
-from comer_d2.d2.backbone import ViTCoMer
-from comer_d2.d2.simple_feature_pyramid import SimpleFeaturePyramid
+from comer_d2.d2.modeling.backbone import ViTCoMer
+from comer_d2.d2.modeling.simple_feature_pyramid import SimpleFeaturePyramid
 from comer_d2.network import ViTCoMerNet
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}

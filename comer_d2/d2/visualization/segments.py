@@ -9,10 +9,10 @@ from detectron2.structures import Instances
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from .data.segmentation_mappers import PanopticMapper
-from .data.semantic_labels import IGNORE_LABEL, SemanticLabels, read_segments
-from .drawing import COLORS, draw_instances, draw_label, draw_mask
-from .predictor import Predictor, confident, read_rgb
+from ..data.segmentation_mappers import PanopticMapper
+from ..data.semantic_labels import IGNORE_LABEL, SemanticLabels, read_segments
+from ..predictor import Predictor, confident, read_rgb
+from .instances import COLORS, draw_instances, draw_label, draw_mask
 
 # Stuff is paler than things, so that a page does not drown what is on it.
 STUFF_COLORS = (
@@ -183,7 +183,7 @@ def compare_segmentation(
         progress: show a progress bar.
 
     Returns:
-        (ground truth, prediction) of each image, for :func:`~comer_d2.d2.drawing.picture_sheet`.
+        (ground truth, prediction) of each image, for :func:`~comer_d2.d2.visualization.instances.picture_sheet`.
     """
     pairs = []
     records = DatasetCatalog.get(dataset_name)[:count]

@@ -10,9 +10,9 @@ from detectron2.config import LazyConfig, instantiate
 from torch import Tensor, nn
 
 from comer_d2.d2.engine.checkpoint import load_checkpoint
-from comer_d2.d2.engine.errors import UserError
+from comer_d2.d2.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KEYS = ROOT / "tests" / "data" / "keys_m2f.txt"
 # The official R50 model's sizes -> small ones. Heads, levels and points stay what they are.
 SMALL = {256: 32, 768: 96, 1024: 64, 2048: 48, 100: 8, 151: 6}

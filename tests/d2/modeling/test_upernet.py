@@ -11,7 +11,7 @@ from torch import nn
 
 from comer_d2.heads.upernet import UPerNet, UPerNetHead
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def count(module: nn.Module) -> int:

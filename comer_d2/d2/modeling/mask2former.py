@@ -9,7 +9,7 @@ from detectron2.structures import BitMasks, ImageList, PolygonMasks
 from torch import Tensor, nn
 
 from .mask_inference import Frame, instances, panoptic_segments, semantic_scores
-from .semantic_views import SemanticViews
+from .semantic_tta import SemanticViews
 
 TASKS = ("semantic", "instance", "panoptic")
 

@@ -8,9 +8,9 @@ from typing import Any
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
-from ..network import ViTCoMerNet
-from ..network.vit_comer import LARGEST_STRIDE, STRIDES
-from ..weights import load_weights
+from ...network import ViTCoMerNet
+from ...network.vit_comer import LARGEST_STRIDE, STRIDES
+from ...weights import load_weights
 from .norm import norm_layer
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class ViTCoMer(ViTCoMerNet, Backbone):
             DistributedDataParallel refuses parameters that never get a gradient.
         norm: normalisation of the CNN branch, MRFP and the outputs: a name that Detectron2's
             ``get_norm`` knows, or channels -> module. ``"SyncBN"``, as released, is synchronised
-            wherever there is more than one process: see :func:`~comer_d2.d2.norm.norm_layer`.
+            wherever there is more than one process: see :func:`~comer_d2.d2.modeling.norm.norm_layer`.
         square_pad: if positive, Detectron2 is asked to pad images to squares of this side, in
             pixels. Under an ``FPN`` it is the FPN's own ``square_pad`` that counts.
         pretrained: weights to start from, as :func:`comer_d2.weights.load_weights` takes them: a

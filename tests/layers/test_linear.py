@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import nn
 
-from comer_d2.network.linear import Linear, by_convolution, linear, with_own_linears
+from comer_d2.layers.linear import Linear, by_convolution, linear, with_own_linears
 
 
 @pytest.mark.parametrize(

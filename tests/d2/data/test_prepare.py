@@ -11,7 +11,7 @@ from PIL import Image
 from comer_d2.d2.data.panoptic_from_instances import panoptic_from_instances
 from comer_d2.d2.data.panoptic_png import read_panoptic_png
 from comer_d2.d2.data.prepare_ade20k import prepare_panoptic, prepare_semantic
-from comer_d2.d2.engine.errors import UserError
+from comer_d2.d2.errors import UserError
 
 WALL, BED, SKY = 1, 8, 3  # as in ADE20K's label maps
 

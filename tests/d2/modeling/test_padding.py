@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comer_d2.d2.backbone import ViTCoMer
-from comer_d2.d2.mask_former import Mask2Former
-from comer_d2.d2.semantic_segmentor import SemanticSegmentor
+from comer_d2.d2.modeling.backbone import ViTCoMer
+from comer_d2.d2.modeling.mask2former import Mask2Former
+from comer_d2.d2.modeling.semantic_segmentor import SemanticSegmentor
 from comer_d2.heads.criterion import SetCriterion
 from comer_d2.heads.mask2former import Mask2FormerHead
 from comer_d2.heads.mask_decoder import MaskedTransformerDecoder

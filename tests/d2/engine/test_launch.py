@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from comer_d2.d2.engine.arguments import parse_arguments
-from comer_d2.d2.engine.errors import UserError
 from comer_d2.d2.engine.launch import Plan, plan_processes
+from comer_d2.d2.errors import UserError
 
 SLURM = {
     "SLURM_STEP_NUM_TASKS": "8",

@@ -9,8 +9,8 @@ from detectron2.modeling import Backbone
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor, nn
 
-from comer_d2.d2.mask_former import Mask2Former
-from comer_d2.d2.semantic_views import SemanticViews
+from comer_d2.d2.modeling.mask2former import Mask2Former
+from comer_d2.d2.modeling.semantic_tta import SemanticViews
 
 NUM_CLASSES, NUM_QUERIES = 3, 5
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from comer_d2.d2.semantic_views import SemanticViews
+from comer_d2.d2.modeling.semantic_tta import SemanticViews
 
 
 class Pointwise:

@@ -15,7 +15,7 @@ from comer_d2.d2.data.panoptic_png import (
     rgb_to_id,
     write_panoptic_png,
 )
-from comer_d2.d2.engine.errors import UserError
+from comer_d2.d2.errors import UserError
 from comer_d2.d2.evaluation.panoptic import (
     FN,
     FP,

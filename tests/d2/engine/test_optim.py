@@ -9,9 +9,9 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.layers.batch_norm import LayerNorm as ChannelsFirstLayerNorm
 from torch import nn
 
-from comer_d2.d2.optim import get_param_groups
+from comer_d2.d2.engine.optim import get_param_groups
 
-COCO = Path(__file__).parents[2] / "configs" / "COCO"
+COCO = Path(__file__).parents[3] / "configs" / "COCO"
 
 
 def built(config: str) -> tuple[nn.Module, torch.optim.Optimizer]:

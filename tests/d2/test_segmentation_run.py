@@ -11,7 +11,7 @@ from comer_d2.d2.data.check_labels import find_wrong_files
 from comer_d2.d2.engine.config import load_config
 from comer_d2.d2.engine.main import main
 from comer_d2.d2.predictor import Predictor
-from comer_d2.d2.segment_drawing import compare_segmentation
+from comer_d2.d2.visualization.segments import compare_segmentation
 
 TINY = str(Path(__file__).with_name("tiny_upernet.py"))
 

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from comer_d2.d2 import mask_inference
-from comer_d2.d2.mask_inference import Frame, instances, panoptic_segments, semantic_scores
+from comer_d2.d2.modeling import mask_inference
+from comer_d2.d2.modeling.mask_inference import Frame, instances, panoptic_segments, semantic_scores
 
 PERSON, DOG, SKY, NOTHING = range(4)
 SURE = 12.0  # a logit: probability 1 - 6e-6, among zeros 1 - 2e-5

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from comer_d2.d2.engine.main import main
-from comer_d2.d2.mask_former import Mask2Former
+from comer_d2.d2.modeling.mask2former import Mask2Former
 
 ROOT = Path(__file__).parents[2]
 FEW = [

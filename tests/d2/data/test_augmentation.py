@@ -12,7 +12,7 @@ from detectron2.data.detection_utils import (
 )
 from detectron2.structures import BoxMode
 
-CONFIG = Path(__file__).parents[2] / "configs" / "common" / "data" / "coco_detr.py"
+CONFIG = Path(__file__).parents[3] / "configs" / "common" / "data" / "coco_detr.py"
 SHORT_EDGES = {480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800}
 
 

@@ -7,7 +7,7 @@ from detectron2.modeling import Backbone
 from detectron2.modeling import SemanticSegmentor as Detectron2Segmentor
 from torch import nn
 
-from .semantic_views import SemanticViews
+from .semantic_tta import SemanticViews
 
 
 class SemanticSegmentor(Detectron2Segmentor):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from comer_d2.d2.engine.checkpoint import CheckpointFolder, read_checkpoint
-from comer_d2.d2.engine.errors import TrainingError, UserError
+from comer_d2.d2.errors import TrainingError, UserError
 from comer_d2.weights.files import write_atomically
 
 

@@ -10,9 +10,9 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
-from comer_d2.d2 import norm as norm_module
-from comer_d2.d2.backbone import ViTCoMer
-from comer_d2.d2.norm import Float32SyncBatchNorm, norm_layer
+from comer_d2.d2.modeling import norm as norm_module
+from comer_d2.d2.modeling.backbone import ViTCoMer
+from comer_d2.d2.modeling.norm import Float32SyncBatchNorm, norm_layer
 
 PROCESSES = 2
 CHANNELS = 8

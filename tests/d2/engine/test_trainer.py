@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from comer_d2.d2.engine.errors import TrainingError
 from comer_d2.d2.engine.trainer import Trainer
+from comer_d2.d2.errors import TrainingError
 
 
 class Regression(nn.Module):

@@ -9,8 +9,8 @@ from detectron2.config import LazyCall as L
 from omegaconf import DictConfig
 from torch import nn
 
-from comer_d2.d2.engine.errors import UserError
 from comer_d2.d2.engine.overrides import apply_overrides
+from comer_d2.d2.errors import UserError
 
 
 @pytest.fixture

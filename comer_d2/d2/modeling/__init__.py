@@ -1,0 +1,1 @@
+"""Models and their parts as Detectron2 builds them: backbones, meta-architectures, norms."""

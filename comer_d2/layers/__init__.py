@@ -1,0 +1,1 @@
+"""What network and heads both stand on: token levels, deformable attention, linear layers, positions."""
