@@ -8,7 +8,7 @@ ARGS ?=
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-seg test lint format benchmark sanitize other-torch
+.PHONY: help install quickstart quickstart-seg test lint format benchmark sanitize static-build other-torch
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,8 +37,11 @@ format:  ## mend style and formatting
 benchmark: install  ## time the operator against its PyTorch reference
 	@$(PYTHON) benchmarks/op.py $(ARGS)
 
-sanitize:  ## run the operator's CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
-	@PYTHON=$(PYTHON) csrc/sanitize.sh $(ARGS)
+sanitize:  ## run the operators' CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+	@PYTHON=$(PYTHON) tools/ops_build.sh sanitize $(ARGS)
 
-other-torch:  ## run the operator's tests on this binary under another torch (TORCH=2.13.0)
-	@PYTHON=$(PYTHON) csrc/other_torch.sh $(TORCH) $(ARGS)
+static-build:  ## run the operators' tests on a build that has libstdc++ linked in
+	@PYTHON=$(PYTHON) tools/ops_build.sh static $(ARGS)
+
+other-torch:  ## run the operators' tests on this binary under another torch (TORCH=2.13.0)
+	@PYTHON=$(PYTHON) tools/other_torch.sh $(TORCH) $(ARGS)

@@ -2,62 +2,12 @@
 // arguments, the sizes of a call, and the arithmetic of one bilinear sample.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
 #include <cstdint>
-#include <sstream>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
-#if defined(__CUDACC__)
-#define COMER_D2_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define COMER_D2_HOST_DEVICE inline __attribute__((always_inline))
-#endif
-
-// Own macro: torch's own error-check macros are named differently from version to version.
-#define COMER_D2_CHECK(condition, ...)                                \
-  do {                                                                \
-    if (!(condition)) {                                               \
-      throw std::invalid_argument(::comer_d2::concat(__VA_ARGS__));   \
-    }                                                                 \
-  } while (false)
+#include "checks.h"
 
 namespace comer_d2 {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// Raised whenever a schema or its meaning changes, so that Python can refuse a stale binary.
-constexpr int kOpVersion = 1;
-
-// float32 holds every integer up to here, so pixel coordinates of such a level are exact.
-constexpr int64_t kMaxLevelSide = int64_t{1} << 24;
-constexpr int64_t kMaxInt32 = (int64_t{1} << 31) - 1;
-
-template <typename... Parts>
-std::string concat(const Parts&... parts) {
-  std::ostringstream stream;
-  (stream << ... << parts);
-  return stream.str();
-}
-
-inline std::string shape_of(const Tensor& tensor) {
-  std::ostringstream stream;
-  stream << '(';
-  for (int64_t i = 0; i < tensor.dim(); ++i) {
-    stream << (i ? ", " : "") << tensor.size(i);
-  }
-  stream << ')';
-  return stream.str();
-}
-
-// One level of the value: rows of `width` pixels, the first at pixel `start`.
-struct Level {
-  int32_t height, width, start;
-};
 
 // N batches, S pixels, M heads, D channels a head, Q queries, L levels, P points.
 struct Sizes {
@@ -75,79 +25,16 @@ struct Sizes {
 // ---------------------------------------------------------------------------------------------
 // Checks
 
-inline void check_dims(const Tensor& tensor, const char* name, int64_t dims, const char* wanted) {
-  COMER_D2_CHECK(
-      tensor.dim() == dims, name, " must have shape ", wanted, ", got ", shape_of(tensor));
-}
-
-inline void check_device(const Tensor& tensor, const char* name, const Tensor& value) {
-  COMER_D2_CHECK(
-      tensor.is_cpu() == value.is_cpu() &&
-          (value.is_cpu() || tensor.get_device_index() == value.get_device_index()),
-      name, " must be on the device of value");
-}
-
-inline bool is_half(ScalarType type) {
-  return type == ScalarType::Half || type == ScalarType::BFloat16;
-}
-
-inline void check_value_type(const Tensor& value) {
-  const ScalarType type = value.scalar_type();
-  COMER_D2_CHECK(
-      type == ScalarType::Double || type == ScalarType::Float || is_half(type),
-      "value must be float64, float32, float16 or bfloat16, got ",
-      torch::headeronly::toString(type));
-}
-
-// Locations and weights have value's type, or stay in float32 beside a half type: a bfloat16
-// location on a level 128 pixels wide is off by up to half a pixel.
-inline void check_geometry_type(const Tensor& tensor, const char* name, const Tensor& value) {
-  const ScalarType type = tensor.scalar_type();
-  COMER_D2_CHECK(
-      type == value.scalar_type() || (type == ScalarType::Float && is_half(value.scalar_type())),
-      name, " must have value's dtype (", torch::headeronly::toString(value.scalar_type()),
-      ") or float32 beside a half type, got ", torch::headeronly::toString(type));
-}
-
-// The levels of a flat (H0, W0, H1, W1, ...) list, which must cover the value's S pixels.
-inline void read_levels(Sizes& sizes, const std::vector<int64_t>& spatial_shapes, const Tensor& value) {
-  COMER_D2_CHECK(
-      spatial_shapes.size() % 2 == 0, "spatial_shapes must hold pairs (H, W), got ",
-      spatial_shapes.size(), " numbers");
-  int64_t start = 0;
-  std::ostringstream listed;
-  for (size_t i = 0; i < spatial_shapes.size(); i += 2) {
-    const int64_t height = spatial_shapes[i], width = spatial_shapes[i + 1];
-    listed << (i ? ", " : "") << '(' << height << ", " << width << ')';
-    COMER_D2_CHECK(
-        height >= 0 && width >= 0 && height <= kMaxLevelSide && width <= kMaxLevelSide,
-        "spatial_shapes must hold sizes between 0 and ", kMaxLevelSide, ", got (", height, ", ",
-        width, ")");
-    // Every index of a level without pixels is clamped to 0, which must be one that exists.
-    const bool has_pixels = height > 0 && width > 0;
-    sizes.levels.push_back(
-        has_pixels ? Level{static_cast<int32_t>(height), static_cast<int32_t>(width),
-                           static_cast<int32_t>(start)}
-                   : Level{0, 0, 0});
-    start += height * width;
-    COMER_D2_CHECK(
-        start <= kMaxInt32, "spatial_shapes must cover fewer than 2**31 pixels, got ", start);
-  }
-  COMER_D2_CHECK(
-      start == sizes.pixels, "spatial_shapes [", listed.str(), "] cover ", start,
-      " pixels, but value of shape ", shape_of(value), " has ", sizes.pixels);
-  sizes.num_levels = static_cast<int64_t>(sizes.levels.size());
-}
-
 inline Sizes check_value(const Tensor& value, const std::vector<int64_t>& spatial_shapes) {
   check_dims(value, "value", 4, "(N, S, M, D)");
-  check_value_type(value);
+  check_floating(value, "value");
   Sizes sizes{};
   sizes.batch = value.size(0);
   sizes.pixels = value.size(1);
   sizes.heads = value.size(2);
   sizes.channels = value.size(3);
-  read_levels(sizes, spatial_shapes, value);
+  sizes.levels = read_levels(spatial_shapes, value, "value");
+  sizes.num_levels = static_cast<int64_t>(sizes.levels.size());
   return sizes;
 }
 
@@ -159,13 +46,13 @@ inline Sizes check_arguments(
   Sizes sizes = check_value(value, spatial_shapes);
   check_dims(sampling_locations, "sampling_locations", 6, "(N, Q, M, L, P, 2)");
   check_dims(attention_weights, "attention_weights", 5, "(N, Q, M, L, P)");
-  check_geometry_type(sampling_locations, "sampling_locations", value);
-  check_geometry_type(attention_weights, "attention_weights", value);
+  check_type_beside(sampling_locations, "sampling_locations", value, "value");
+  check_type_beside(attention_weights, "attention_weights", value, "value");
   COMER_D2_CHECK(
       sampling_locations.scalar_type() == attention_weights.scalar_type(),
       "attention_weights must have the dtype of sampling_locations");
-  check_device(sampling_locations, "sampling_locations", value);
-  check_device(attention_weights, "attention_weights", value);
+  check_device(sampling_locations, "sampling_locations", value, "value");
+  check_device(attention_weights, "attention_weights", value, "value");
   sizes.queries = sampling_locations.size(1);
   sizes.points = sampling_locations.size(4);
   COMER_D2_CHECK(
@@ -193,9 +80,9 @@ inline Sizes check_fused_arguments(
   Sizes sizes = check_value(value, spatial_shapes);
   check_dims(projected, "projected", 3, "(N, Q, 3 * M * L * P)");
   check_dims(reference_points, "reference_points", 4, "(N or 1, Q, L or 1, 2)");
-  check_geometry_type(projected, "projected", value);
-  check_device(projected, "projected", value);
-  check_device(reference_points, "reference_points", value);
+  check_type_beside(projected, "projected", value, "value");
+  check_device(projected, "projected", value, "value");
+  check_device(reference_points, "reference_points", value, "value");
   sizes.queries = projected.size(1);
   const int64_t per_point = 3 * sizes.heads * sizes.num_levels;
   sizes.points = per_point == 0 ? 0 : projected.size(2) / per_point;
@@ -218,7 +105,7 @@ inline void check_grad_output(const Tensor& grad_output, const Tensor& value, co
   check_dims(grad_output, "grad_output", 3, "(N, Q, M * D)");
   COMER_D2_CHECK(
       grad_output.scalar_type() == value.scalar_type(), "grad_output must have value's dtype");
-  check_device(grad_output, "grad_output", value);
+  check_device(grad_output, "grad_output", value, "value");
   COMER_D2_CHECK(
       grad_output.size(0) == sizes.batch && grad_output.size(1) == sizes.queries &&
           grad_output.size(2) == sizes.heads * sizes.channels,

@@ -1,29 +1,44 @@
-"""The compiled libraries of the operator: whether they are there, and if not, why."""
+"""The compiled libraries of the operators: which files they are, and if not there, why."""
 
 from __future__ import annotations
 
-import importlib
+import importlib.machinery
+import importlib.util
+import sys
 import warnings
+from pathlib import Path
+from types import ModuleType
 
 import torch  # noqa: F401  the libraries find LibTorch in the process, so it comes first
 
-# Of schemas and their meaning; csrc/ms_deform_attn.h has the same number.
+# Of schemas and their meaning; csrc/checks.h has the same number.
 OP_VERSION = 1
+FOLDER = Path(__file__).resolve().parents[1]
 
 
 class OperatorWarning(UserWarning):
     """The compiled operator is not there, and the slower PyTorch code runs instead."""
 
 
-def _load(name: str) -> tuple[object | None, str | None]:
-    """The library `comer_d2.<name>`, whose import registers kernels, or why it is not usable."""
+def _load(name: str) -> tuple[ModuleType | None, str | None]:
+    """The library `comer_d2.<name>`, whose import registers kernels, or why it is not usable.
+
+    It is looked for in this package's folder alone. A plain import would also ask the finder that an
+    editable install of another checkout leaves in the interpreter, and get that checkout's library.
+    """
+    full_name = f"{__name__.split('.')[0]}.{name}"
+    spec = importlib.machinery.PathFinder.find_spec(full_name, [str(FOLDER)])
+    if spec is None:
+        return None, f"there is no {name} library in {FOLDER}"
     try:
-        library = importlib.import_module(f"comer_d2.{name}")
+        library = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(library)
     except (ImportError, OSError, RuntimeError) as error:
-        return None, f"comer_d2.{name} did not load ({error})"
+        return None, f"{spec.origin} did not load ({error})"
     version = getattr(library, "op_version", None)
     if version != OP_VERSION:
-        return None, f"comer_d2.{name} is stale (version {version}, wanted {OP_VERSION})"
+        return None, f"{spec.origin} is stale (version {version}, wanted {OP_VERSION})"
+    sys.modules[full_name] = library
     return library, None
 
 
@@ -49,12 +64,12 @@ def library_status() -> dict[str, str]:
     """What computes the operator on each type of device.
 
     Returns:
-        {"cpu": ..., "cuda": ...}: "compiled" (the CPU's with its instruction set), or why the plain
-        PyTorch code runs there.
+        {"cpu": ..., "cuda": ...}: "compiled", the CPU's instruction set, and the file; or why the
+        plain PyTorch code runs there.
     """
     return {
-        "cpu": _cpu_problem or f"compiled ({cpu_capability()})",
-        "cuda": _cuda_problem or "compiled",
+        "cpu": _cpu_problem or f"compiled ({cpu_capability()}), {_cpu_library.__file__}",
+        "cuda": _cuda_problem or f"compiled, {_cuda_library.__file__}",
     }
 
 

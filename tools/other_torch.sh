@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the operator's tests on the binary that is built here under another version of torch, in an
 # environment of its own below build/.
-#   csrc/other_torch.sh VERSION [pytest arguments]
+#   tools/other_torch.sh VERSION [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 version=$1
