@@ -5,15 +5,12 @@ import argparse
 import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-# Of torch and Detectron2 about each other; nothing a user could act on.
-warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
-
 try:
+    from comer_d2.d2.cli import run_tool
     from comer_d2.d2.data.digits import DigitsSpec, make_digits
 except ImportError as error:  # it says what is missing, and what to do
     sys.exit(f"make_digits.py: error: {error}")
@@ -38,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main))

@@ -3,20 +3,13 @@
 
 import argparse
 import json
-import logging
 import sys
-import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-# Of torch and Detectron2 about each other; nothing a user could act on.
-warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
-logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-
 try:
-    from comer_d2.d2.engine.config import load_config
-    from comer_d2.d2.errors import UserError
+    from comer_d2.d2.cli import config_of, config_parser, run_tool
     from comer_d2.d2.predictor import Predictor, coco_results, confident, read_rgb
     from comer_d2.d2.visualization.instances import draw_instances, save_picture
 except ImportError as error:  # it says what is missing, and what to do
@@ -26,20 +19,19 @@ SMALLEST_PICTURE = 640  # pixels: smaller images are enlarged, so that labels ca
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", required=True, help="a .py config, or a run's config.yaml")
+    parser = config_parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a run's model_final.pth, for example")
     parser.add_argument("--output", default="predictions", help="folder (default: %(default)s)")
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score that is shown")
     parser.add_argument("--json", action="store_true", help="also write <output>/results.json")
-    parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--override", dest="opts", action="append", default=[], metavar="key=value")
     parser.add_argument("images", nargs="+")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    predictor = Predictor(load_config(args.config_file, args.override), args.checkpoint)
+    predictor = Predictor(config_of(args), args.checkpoint)
     results = []
     for name in args.images:
         image = read_rgb(name)
@@ -60,7 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"predict.py: error: {error}")
+    sys.exit(run_tool(main))

@@ -6,21 +6,15 @@ which the archive annotations_instance.tar has to be unpacked there too.
 """
 
 import argparse
-import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-# Of torch and Detectron2 about each other; nothing a user could act on.
-warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
-logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-
 try:
+    from comer_d2.d2.cli import run_tool
     from comer_d2.d2.data.prepare_ade20k import prepare_panoptic, prepare_semantic
-    from comer_d2.d2.errors import UserError
 except ImportError as error:  # it says what is missing, and what to do
     sys.exit(f"prepare_ade20k.py: error: {error}")
 
@@ -40,7 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"prepare_ade20k.py: error: {error}")
+    sys.exit(run_tool(main))

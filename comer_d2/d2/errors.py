@@ -1,6 +1,10 @@
-"""What a person can put right: printed in one line (or a few), without a stack trace."""
+"""Errors the user can fix: printed in one line (or a few), without a stack trace."""
 
 from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -30,3 +34,20 @@ class Interrupted(Exception):
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
+
+
+def report(error: UserError | Interrupted, program: str | None = None) -> int:
+    """Print an error that explains itself.
+
+    Args:
+        error: what ended the program.
+        program: its name; None: this process's.
+
+    Returns:
+        The exit code. With ``COMER_D2_TRACEBACK`` set, a UserError is raised again instead.
+    """
+    if isinstance(error, UserError) and os.environ.get("COMER_D2_TRACEBACK"):
+        raise error
+    kind = "error: " if isinstance(error, UserError) else ""
+    print(f"{program or Path(sys.argv[0]).name}: {kind}{error}", file=sys.stderr, flush=True)
+    return error.exit_code

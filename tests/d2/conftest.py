@@ -25,7 +25,7 @@ def tiny_coco(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def whole_run(tiny_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Output folder of a run of tiny_mask_rcnn.py that nothing interrupted: 8 iterations."""
-    from comer_d2.d2.engine.main import main
+    from comer_d2.d2.cli import main
 
     output = tmp_path_factory.mktemp("whole_run") / "output"
     assert main(["--config-file", TINY, f"train.output_dir={output}"]) == 0

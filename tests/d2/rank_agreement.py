@@ -9,8 +9,8 @@ import sys
 import torch
 import torch.distributed as dist
 
+from comer_d2.d2.cli import main
 from comer_d2.d2.engine import launch, run
-from comer_d2.d2.engine.main import main
 from comer_d2.d2.engine.trainer import Trainer
 
 trainers: list[Trainer] = []

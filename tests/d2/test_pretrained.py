@@ -9,8 +9,8 @@ import torch
 from detectron2.config import instantiate
 from torch import Tensor
 
+from comer_d2.d2.cli import main
 from comer_d2.d2.engine.config import load_config
-from comer_d2.d2.engine.main import main
 from comer_d2.d2.predictor import Predictor
 from comer_d2.weights import WeightsError, load_weights
 from tests.d2.runs import ROOT

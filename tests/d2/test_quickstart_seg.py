@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from comer_d2.d2.engine.main import main
+from comer_d2.d2.cli import main
 from comer_d2.d2.modeling.mask2former import Mask2Former
 
 ROOT = Path(__file__).parents[2]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from comer_d2.d2.cli import main
 from comer_d2.d2.data.check_labels import find_wrong_files
 from comer_d2.d2.engine.config import load_config
-from comer_d2.d2.engine.main import main
 from comer_d2.d2.predictor import Predictor
 from comer_d2.d2.visualization.segments import compare_segmentation
 

@@ -15,8 +15,8 @@ import torch
 from detectron2.config import LazyConfig
 from omegaconf import OmegaConf
 
+from comer_d2.d2.cli import main
 from comer_d2.d2.engine.config import TRAIN_DEFAULTS, load_config
-from comer_d2.d2.engine.main import main
 from tests.d2.runs import ROOT, TINY, read_metrics, start_train_net
 
 PROPOSALS = str(ROOT / "tests/d2/tiny_proposals.py")

@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 
-from ..errors import Interrupted, UserError
+from ..errors import Interrupted, UserError, report
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -260,9 +260,7 @@ def _started(local_rank: int, function: Callable[[Any], Any], args: Any, plan: P
 
 def _report_once(error: UserError | Interrupted, plan: Plan) -> int:
     """Most errors come up in all processes alike: the first prints, and its end ends the others."""
-    from .main import report
-
     if plan.first:
-        return report(error)
+        return report(error, "train_net.py")
     time.sleep(5.0)
-    return error.exit_code if isinstance(error, Interrupted) else report(error)
+    return error.exit_code if isinstance(error, Interrupted) else report(error, "train_net.py")

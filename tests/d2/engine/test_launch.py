@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from comer_d2.d2.engine.arguments import parse_arguments
+from comer_d2.d2.cli import parse_arguments
 from comer_d2.d2.engine.launch import Plan, plan_processes
 from comer_d2.d2.errors import UserError
 

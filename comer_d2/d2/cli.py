@@ -1,0 +1,168 @@
+"""Command lines: what train_net.py and the tools share, and train_net.py itself."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+
+# From Detectron2's sources under current setuptools and torch; nothing a user could act on. They
+# come up while its modules are imported, so this stands before them.
+for _message in (
+    "pkg_resources is deprecated",
+    "`torch.jit.script",
+    "torch.meshgrid",
+    "`broadcast_buffers`",
+    "__array__ implementation",
+):
+    warnings.filterwarnings("ignore", message=_message)
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+import torch
+from omegaconf import DictConfig
+
+from .engine.checks import check_ready
+from .engine.config import load_config, settle_device
+from .engine.launch import Plan, launch, plan_processes
+from .engine.run import run
+from .errors import Interrupted, UserError, report
+
+EPILOG = """\
+examples:
+  one process:        train_net.py --config-file cfg.py
+  on the CPU:         train_net.py --config-file cfg.py train.device=cpu
+  eight GPUs:         train_net.py --config-file cfg.py --num-gpus 8
+  two CPU processes:  train_net.py --config-file cfg.py --num-gpus 2 train.device=cpu
+  two machines:       add --num-machines 2 --machine-rank 0 (and 1) --dist-url tcp://HOST:PORT
+  torchrun:           torchrun --nproc-per-node 8 train_net.py --config-file cfg.py
+  SLURM:              srun --ntasks-per-node 8 python train_net.py --config-file cfg.py
+  changed values:     ... train.max_iter=1000 optimizer.lr=1e-4
+
+Ctrl-C and SIGTERM finish the step and write a checkpoint; --resume goes on from it.
+COMER_D2_TRACEBACK=1 shows where an error came from."""
+
+
+def config_parser(description: str | None, **kwargs: str) -> argparse.ArgumentParser:
+    """A parser of command lines that name a config.
+
+    Args:
+        description: what the program does.
+        **kwargs: other arguments of ArgumentParser.
+
+    Returns:
+        A parser with --config-file; `config_of` reads what it parsed.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
+    )
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help="a .py config, or a run's config.yaml"
+    )
+    return parser
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Let a command line end in ``key=value``; parse it with `parse_intermixed_args`."""
+    parser.add_argument(
+        "opts", nargs="*", metavar="key=value", help="values of the config to change"
+    )
+
+
+def config_of(args: argparse.Namespace) -> DictConfig:
+    """The config that a command line names, with its overrides; see `load_config`."""
+    return load_config(args.config_file, args.opts)
+
+
+def run_tool(main: Callable[[], int | None]) -> int:
+    """Run a tool's main; an error that the user can fix is printed in one line.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        return main() or 0
+    except UserError as error:
+        return report(error)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line of train_net.py: Detectron2's flags, then ``key=value``.
+
+    Args:
+        argv: arguments without the program's name; None: this process's.
+
+    Returns:
+        config_file, num_gpus, num_machines, machine_rank, dist_url, resume, eval_only, opts. Flags
+        and overrides may come in any order.
+    """
+    parser = config_parser(
+        "Train or evaluate the model that a LazyConfig describes.",
+        prog="train_net.py",
+        epilog=EPILOG,
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in train.output_dir, if there is one",
+    )
+    parser.add_argument(
+        "--eval-only",
+        action="store_true",
+        help="evaluate train.init_checkpoint (with --resume: the last checkpoint)",
+    )
+    parser.add_argument(
+        "--num-gpus", type=int, metavar="N", help="processes per machine, one GPU each (default 1)"
+    )
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines in all")
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, metavar="N", help="this machine's number, from 0"
+    )
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        help="where processes meet, such as tcp://HOST:PORT; auto: a free port of this machine",
+    )
+    add_overrides(parser)
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run train_net.py.
+
+    Args:
+        argv: arguments without the program's name; None: this process's.
+
+    Returns:
+        The exit code: 0; 1 when training failed; 2 for a mistake in the command, the config or a
+        file; 128 + the signal's number after a signal.
+    """
+    args = parse_arguments(argv)
+    try:
+        cfg = config_of(args)
+        fell_back = settle_device(cfg.train)
+        plan = plan_processes(args, torch.device(cfg.train.device).type, os.environ)
+        if fell_back:
+            _say_fallback(plan)
+        check_ready(cfg, eval_only=args.eval_only, resume=args.resume)
+        # Configs hold functions and classes that need not pickle: new processes load their own.
+        launch(run if plan.starter == "flags" else partial(run, cfg=cfg), args, plan)
+    except (UserError, Interrupted) as e:
+        return report(e, "train_net.py")
+    except KeyboardInterrupt:
+        print("\ntrain_net.py: stopped; no new checkpoint was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _say_fallback(plan: Plan) -> None:
+    """One process may take the CPU instead of the GPU; many would rather be a mistake."""
+    if plan.world_size > 1:
+        raise UserError(
+            f"no CUDA device here; to run {plan.world_size} processes on the CPU, add "
+            "train.device=cpu"
+        )
+    print("train_net.py: no CUDA device here, using the CPU", file=sys.stderr, flush=True)
