@@ -20,8 +20,16 @@ CORE = [
     for path in sorted(PACKAGE.rglob("*.py"))
     if path != LAZY and not path.is_relative_to(PACKAGE / "d2")
 ]
-# numpy, safetensors and scipy come with torch and timm, or are asked for by setup.py.
-ALLOWED = sys.stdlib_module_names | {"torch", "timm", "numpy", "safetensors", "scipy", "comer_d2"}
+# torchvision comes with timm; numpy, safetensors and scipy too, or are asked for by setup.py.
+ALLOWED = sys.stdlib_module_names | {
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "safetensors",
+    "scipy",
+    "comer_d2",
+}
 
 WITHOUT_DETECTRON2 = """
 import sys

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .distributed import mean_over_processes
 from .matcher import HungarianMatcher
 from .points import sample_masks, sample_points
 
@@ -161,7 +161,4 @@ class SetCriterion(nn.Module):
     def mean_number_of_masks(targets: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Objects per process, at least 1: the mask losses' common denominator."""
         count = torch.tensor(float(sum(len(target["labels"]) for target in targets)), device=device)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(count)
-            count = count / dist.get_world_size()
-        return count.clamp(min=1)
+        return mean_over_processes(count).clamp(min=1)
