@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss
 
 from .box_coding import decode_distances, encode_distances
+from .box_overlap import paired_iou
 from .conv_subnet import conv_subnet, flatten_levels, predictor
 from .dense_anchors import anchor_centers, square_anchors
 from .dense_inference import DecodedLevel
@@ -180,11 +181,3 @@ class GFLHead(nn.Module):
 
     def _anchors(self, predictions: Sequence[GFLPredictions]) -> list[Tensor]:
         return square_anchors([p.logits for p in predictions], self.strides, self.anchor_scale)
-
-
-def paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of pairs of boxes: (n, 4), (n, 4) -> (n,)."""
-    sides = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0)
-    overlap = sides.prod(dim=1)
-    union = (a[:, 2:] - a[:, :2]).prod(dim=1) + (b[:, 2:] - b[:, :2]).prod(dim=1) - overlap
-    return overlap / union.clamp(min=1e-6)

@@ -1,16 +1,13 @@
-"""Which query is to learn which object."""
+"""Hungarian matching of Mask2Former's queries to objects, by class and mask."""
 
-import logging
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from .hungarian import Hungarian
 from .points import sample_masks, sample_points
-
-logger = logging.getLogger(__name__)
 
 
 class HungarianMatcher(nn.Module):
@@ -41,7 +38,7 @@ class HungarianMatcher(nn.Module):
         self.cost_dice = cost_dice
         self.num_points = num_points
         self.rand = rand
-        self._warned_of_queries = False
+        self.assign = Hungarian()
 
     @torch.no_grad()
     def forward(
@@ -58,26 +55,14 @@ class HungarianMatcher(nn.Module):
             For every image the matched queries, ascending, and their objects, both (min(Q, n),)
             int64 on the CPU.
         """
-        matches = []
         images = zip(outputs["pred_logits"], outputs["pred_masks"], targets, strict=True)
-        for i, (logits, masks, target) in enumerate(images):
-            name = target.get("name", f"image {i} of the batch")
-            cost = self.cost(logits, masks, target).cpu()
-            if not cost.isfinite().all():
-                logger.warning("%s: NaN or infinite predictions, its matching is arbitrary", name)
-                cost = cost.nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6)
-            if cost.shape[1] > cost.shape[0] and not self._warned_of_queries:
-                self._warned_of_queries = True
-                logger.warning(
-                    "%s has %d objects, more than the %d queries: the best matches are kept; "
-                    "raise num_queries (this is said once)",
-                    name,
-                    cost.shape[1],
-                    cost.shape[0],
-                )
-            queries, objects = linear_sum_assignment(cost.numpy())
-            matches.append((torch.as_tensor(queries), torch.as_tensor(objects)))
-        return matches
+        return [
+            self.assign(
+                self.cost(logits, masks, target),
+                target.get("name", f"image {i} of the batch"),
+            )
+            for i, (logits, masks, target) in enumerate(images)
+        ]
 
     def cost(self, logits: Tensor, masks: Tensor, target: dict[str, Tensor]) -> Tensor:
         """Cost of every pair of one image.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comer_d2.heads import matcher as matcher_module
+from comer_d2.heads import hungarian as hungarian_module
 from comer_d2.heads.criterion import SetCriterion
 from comer_d2.heads.mask2former import Mask2FormerHead
 from comer_d2.heads.mask_decoder import (
@@ -160,10 +160,10 @@ def predictions(**change: Tensor) -> dict[str, Any]:
 @pytest.fixture
 def heard(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     """What the matcher says, also where an earlier test has set up the project's logging."""
-    matcher_module.logger.addHandler(caplog.handler)
-    matcher_module.logger.setLevel(logging.WARNING)
+    hungarian_module.logger.addHandler(caplog.handler)
+    hungarian_module.logger.setLevel(logging.WARNING)
     yield caplog
-    matcher_module.logger.removeHandler(caplog.handler)
+    hungarian_module.logger.removeHandler(caplog.handler)
 
 
 def test_more_objects_than_queries(heard: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ from detectron2.modeling import Backbone
 from detectron2.structures import BitMasks, ImageList, PolygonMasks
 from torch import Tensor, nn
 
+from .images import prepare_images
 from .mask_inference import Frame, instances, panoptic_segments, semantic_scores
 from .semantic_tta import SemanticViews
 
@@ -147,12 +148,7 @@ class Mask2Former(nn.Module):
         return result
 
     def _prepare(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        images = [record["image"].to(self.device) for record in batched_inputs]
-        return ImageList.from_tensors(
-            [(image - self.pixel_mean) / self.pixel_std for image in images],
-            self.backbone.size_divisibility,
-            padding_constraints=self.backbone.padding_constraints,
-        )
+        return prepare_images(batched_inputs, self.backbone, self.pixel_mean, self.pixel_std)
 
     def _targets(
         self, batched_inputs: list[dict[str, Any]], images: ImageList
