@@ -124,13 +124,13 @@ def class_names_of(cfg: DictConfig) -> list[str]:
     names = OmegaConf.select(cfg, "dataloader.test.dataset.names")
     name = names if isinstance(names, str) or names is None else names[0]
     metadata = MetadataCatalog.get(name) if name else None
-    if "roi_heads" in cfg.model:
-        known = metadata.get("thing_classes") if metadata else None
-        count = cfg.model.roi_heads.num_classes
-    else:
+    if "sem_seg_head" in cfg.model:
         known = metadata.get("stuff_classes") or metadata.get("thing_classes") if metadata else None
         head = cfg.model.sem_seg_head
         count = head.predictor.num_classes if "predictor" in head else head.num_classes
+    else:
+        known = metadata.get("thing_classes") if metadata else None
+        count = cfg.model["roi_heads" if "roi_heads" in cfg.model else "head"].num_classes
     return list(known) if known else [str(i) for i in range(count)]
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image, nms
 
 
 class DecodedLevel(NamedTuple):
@@ -72,5 +72,23 @@ def detect(
     # A box in the padding is clipped to nothing.
     inside = (found.boxes[:, 2:] > found.boxes[:, :2]).all(dim=1)
     found = Detections(*(values[inside] for values in found))
-    keep = batched_nms(*found, nms_threshold)[:max_detections]
+    keep = nms_of_classes(found, image_size, nms_threshold)[:max_detections]
     return Detections(*(values[keep] for values in found))
+
+
+def nms_of_classes(found: Detections, image_size: tuple[int, int], threshold: float) -> Tensor:
+    """Non-maximum suppression of every class by itself.
+
+    As torchvision's `batched_nms`, without its branches on the number of boxes, so that it can be
+    exported: every class is moved to a place of its own, in float64, where that loses nothing.
+
+    Args:
+        found: of one image, boxes inside it.
+        image_size: (height, width), pixels.
+        threshold: a box whose IoU with a better one is larger is dropped.
+
+    Returns:
+        (m,) int64: those that are kept, best first.
+    """
+    shift = found.classes.double() * (max(image_size) + 1)
+    return nms(found.boxes.double() + shift[:, None], found.scores.double(), threshold)

@@ -32,6 +32,16 @@ def whole_run(tiny_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return output
 
 
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quickstart's 1000 and 150 scenes; the value that DETECTRON2_DATASETS has to have."""
+    from comer_d2.d2.data.digits import DigitsSpec, make_digits
+
+    datasets = tmp_path_factory.mktemp("datasets")
+    make_digits(datasets / "digits", DigitsSpec(), progress=False)
+    return datasets
+
+
 @pytest.fixture(autouse=True)
 def _loggers_of_their_own() -> Iterator[None]:
     """Detectron2 adds handlers for every output folder and keeps them: each test would print more."""

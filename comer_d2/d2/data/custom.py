@@ -117,8 +117,8 @@ def check_coco(
     cases = _find_cases(content, categories, Path(images))
     if need_masks:
         boxes_only = (
-            "annotations without a segmentation (to train boxes only, set "
-            "dataloader.train.mapper.use_instance_mask=False model.roi_heads.mask_in_features=null)"
+            "annotations without a segmentation (to train on boxes alone, use "
+            "configs/custom/faster_rcnn_comer_s.py, or cascade_rcnn, atss or gfl there)"
         )
         cases[boxes_only] = [
             f"annotation {a['id']}"

@@ -1,11 +1,13 @@
 """The user's own COCO-format data: every problem is one clear error, classes flow into the model."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -201,10 +203,12 @@ def test_repeated_and_zero_ids(folder: Path) -> None:
 def test_boxes_without_masks(folder: Path) -> None:
     annotations = _annotations(segmentation=[])
     message = _problem(folder, annotations=annotations)
-    assert "1 annotations without a segmentation" in message and "use_instance_mask" in message
-    cfg = _config(folder)
-    cfg.dataloader.train.mapper.use_instance_mask = False
+    assert "1 annotations without a segmentation" in message
+    (config,) = re.findall(r"configs/custom/\w+\.py", message)  # the one to use takes them
+    cfg = LazyConfig.load(str(Path(__file__).parents[3] / config))
+    cfg.dataset.update(_config(folder).dataset)
     resolve_dataset(cfg)
+    assert cfg.model.roi_heads.num_classes == cfg.dataset.num_classes == 2
 
 
 def test_all_problems_are_told_at_once(folder: Path) -> None:

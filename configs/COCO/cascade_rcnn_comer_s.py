@@ -1,0 +1,8 @@
+"""Cascade R-CNN, size S: cascade_mask_rcnn_comer_s.py without masks."""
+
+from ..common.models.faster_rcnn_comer import remove_masks
+from .cascade_mask_rcnn_comer_s import dataloader, lr_multiplier, model, optimizer, train
+
+remove_masks(model)
+dataloader.train.mapper.use_instance_mask = False
+dataloader.train.mapper.recompute_boxes = False  # cropped boxes: there are no masks to measure

@@ -1,0 +1,87 @@
+"""The quickstart's digits by every detector of boxes: resumed, predicted, drawn, learnt."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from comer_d2.d2.cli import main
+from comer_d2.d2.data.digits import DigitsSpec, make_digits
+from comer_d2.d2.engine.config import load_config
+from comer_d2.d2.predictor import Predictor, coco_results, compare_with_ground_truth
+from tests.d2.runs import ROOT, read_metrics
+
+# Detector -> box AP that 500 iterations have to reach.
+LEARNS = {"faster_rcnn": 8.0, "cascade_rcnn": 8.0, "atss": 14.0, "gfl": 14.0}
+_BOX = "model.roi_heads.box_predictor"
+# Where the threshold of the scores is.
+SCORES = {
+    "faster_rcnn": [_BOX],
+    "cascade_rcnn": [f"{_BOX}s.{i}" for i in range(3)],
+    "atss": ["model"],
+    "gfl": ["model"],
+}
+
+
+@pytest.fixture(scope="module")
+def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    datasets = tmp_path_factory.mktemp("datasets")
+    make_digits(datasets / "digits", DigitsSpec(train_images=8, val_images=3), progress=False)
+    return datasets
+
+
+def config(detector: str) -> str:
+    return str(ROOT / f"configs/quickstart/{detector}_comer_digits.py")
+
+
+def train(detector: str, output: Path, *arguments: str) -> None:
+    assert main(["--config-file", config(detector), *arguments, f"train.output_dir={output}"]) == 0
+
+
+@pytest.mark.parametrize("detector", LEARNS)
+def test_resumes_exactly_predicts_and_draws(
+    few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: str
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(few_digits))
+    options = ["train.max_iter=4", "train.eval_period=0", "train.checkpointer.period=2"]
+    options += ["train.checkpointer.max_to_keep=5", "train.log_period=1"]
+    options += ["dataloader.train.total_batch_size=2", "dataloader.train.num_workers=0"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(detector, whole, *options)
+    resumed.mkdir()
+    for name in ("config.yaml", "metrics.json", "model_0000001.pth"):
+        shutil.copy(whole / name, resumed / name)
+    (resumed / "last_checkpoint").write_text("model_0000001.pth")
+    train(detector, resumed, "--resume", *options)
+    weights = [torch.load(folder / "model_final.pth")["model"] for folder in (whole, resumed)]
+    for name, value in weights[0].items():
+        assert torch.equal(weights[1][name], value), name
+    losses = [[line["total_loss"] for line in read_metrics(run)] for run in (whole, resumed)]
+    assert losses[0] == losses[1]
+
+    # The run's own config.yaml, with every detection kept.
+    cfg = load_config(
+        str(whole / "config.yaml"), [f"{key}.test_score_thresh=0.0" for key in SCORES[detector]]
+    )
+    predictor = Predictor(cfg, whole / "model_final.pth")
+    found = predictor(few_digits / "digits/val/00001.png")
+    assert predictor.class_names == list("0123456789")
+    assert found.image_size == (128, 128) and not found.has("pred_masks")
+    entries = coco_results(found, "1", predictor.class_names)
+    assert [entry["score"] for entry in entries] == found.scores.tolist()
+    pairs = compare_with_ground_truth(predictor, "digits_val", count=2, progress=False)
+    assert len(pairs) == 2 and pairs[0][1].size == (256, 256)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("detector", LEARNS)
+def test_learns_the_digits(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: str
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(digits))
+    train(detector, tmp_path / "run", "train.max_iter=500", "train.eval_period=0")
+    results = json.loads((tmp_path / "run/evaluation.json").read_text())["results"]
+    assert results.keys() == {"bbox"}
+    assert results["bbox"]["AP"] >= LEARNS[detector]
