@@ -115,6 +115,26 @@ def test_parameters_are_the_published_ones(
     assert round(count(model) / 1e6, 2) == detector
 
 
+# What docs/MODEL_ZOO.md says; nothing is published to compare with.
+@pytest.mark.parametrize(
+    ("leaf", "detector"),
+    [
+        ("atss_comer_s_3x", 38.17),
+        ("gfl_comer_s_3x", 38.32),
+        ("faster_rcnn_comer_t_3x", 26.20),
+        ("faster_rcnn_comer_s_3x", 48.11),
+        ("faster_rcnn_comer_b_3x", 127.10),
+        ("cascade_rcnn_comer_s", 79.83),
+        ("cascade_rcnn_comer_b", 158.37),
+    ],
+)
+def test_detectors_of_boxes(leaf: str, detector: float) -> None:
+    cfg = load(f"COCO/{leaf}.py")
+    assert round(count(build(cfg)) / 1e6, 2) == detector
+    assert not cfg.dataloader.train.mapper.use_instance_mask
+    assert not cfg.dataloader.train.mapper.get("recompute_boxes")  # of masks
+
+
 @pytest.mark.parametrize("size", "tsbl")
 def test_window_attention_ends_every_interaction_globally(size: str) -> None:
     vit = build(load(f"COCO/mask_rcnn_comer_{size}_1x.py")).backbone.bottom_up
