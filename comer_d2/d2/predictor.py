@@ -20,6 +20,7 @@ from .data.custom import resolve_dataset
 from .engine.checkpoint import forget_pretrained, load_checkpoint
 from .engine.config import settle_device
 from .errors import UserError
+from .modeling.images import refuse_to_cut
 from .visualization.instances import draw_instances
 
 
@@ -52,6 +53,7 @@ class Predictor:
         self.device = torch.device(device or cfg.train.device)
         forget_pretrained(cfg.model)
         self.model = instantiate(cfg.model).to(self.device).eval()
+        refuse_to_cut(self.model)
         load_checkpoint(self.model, os.fspath(checkpoint), complete=True)
 
     def __call__(self, image: str | os.PathLike | np.ndarray) -> Instances:

@@ -162,3 +162,35 @@ class SetCriterion(nn.Module):
         """Objects per process, at least 1: the mask losses' common denominator."""
         count = torch.tensor(float(sum(len(target["labels"]) for target in targets)), device=device)
         return mean_over_processes(count).clamp(min=1)
+
+    def accumulation_scales(
+        self, num_objects: Sequence[Sequence[int]], num_queries: int
+    ) -> list[dict[str, float]]:
+        """What turns the mean of several batches' losses into the loss of one large batch.
+
+        Each loss is a sum over a batch, divided by what is in that batch: the objects for masks, the
+        class weights of all queries for classes. So a loss is multiplied by its own denominator, and
+        divided by the large batch's.
+
+        Args:
+            num_objects: of every image of every batch.
+            num_queries: Q.
+
+        Returns:
+            For every batch, beginning of a loss's name -> factor.
+        """
+        device = self.empty_weight.device
+        counts = torch.tensor([float(sum(batch)) for batch in num_objects], device=device)
+        counts = mean_over_processes(counts)
+        masks = counts.clamp(min=1) * len(counts) / counts.sum().clamp(min=1)
+        no_object_weight = self.empty_weight[-1].item()
+        class_weights = []
+        for batch in num_objects:
+            matched = sum(min(count, num_queries) for count in batch)
+            unmatched = len(batch) * num_queries - matched
+            class_weights.append(matched + no_object_weight * unmatched)
+        mean = sum(class_weights) / len(class_weights)
+        return [
+            {"loss_mask": mask, "loss_dice": mask, "loss_ce": weight / mean}
+            for mask, weight in zip(masks.tolist(), class_weights, strict=True)
+        ]

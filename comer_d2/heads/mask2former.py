@@ -25,6 +25,11 @@ class Mask2FormerHead(nn.Module):
         self.pixel_decoder = pixel_decoder
         self.predictor = predictor
 
+    @property
+    def num_queries(self) -> int:
+        """Objects that can be found in an image."""
+        return self.predictor.query_feat.num_embeddings
+
     def forward(self, features: dict[str, Tensor]) -> dict[str, object]:
         """Name -> (B, C_i, H_i, W_i) -> the mask decoder's ``pred_logits``, ``pred_masks``, ``aux_outputs``."""
         mask_features, maps = self.pixel_decoder(features)

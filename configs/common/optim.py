@@ -1,5 +1,7 @@
 """AdamW with the learning rate and weight decay of every parameter as comer_d2.d2.engine.optim says."""
 
+from copy import deepcopy
+
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
@@ -14,3 +16,7 @@ AdamW.params = L(get_param_groups)(
     lr_decay_rate=1.0,
     no_decay=["pos_embed", "prefix_tokens"],
 )
+
+# Mask2Former's recipe: its decoder's embeddings are not decayed either.
+Mask2FormerAdamW = deepcopy(AdamW)
+Mask2FormerAdamW.params.no_decay += ["query_feat", "query_embed", "predictor.level_embed"]

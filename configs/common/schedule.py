@@ -1,13 +1,15 @@
 """Learning-rate schedules.
 
-A leaf takes one and sets `train.max_iter = lr_multiplier.scheduler.num_updates`.
+A leaf takes one and sets `train.max_iter = lr_multiplier.scheduler.num_updates`. In a run of another
+length, milestones keep their shares of it, and the warm-up its iterations.
 """
 
 import math
 
 from detectron2.config import LazyCall as L
-from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler, PolynomialDecayParamScheduler
+
+from comer_d2.d2.engine.schedule import WarmupIterations
 
 # COCO train2017 has 118,287 images; Detectron2's loader drops the 1,021 without usable annotations.
 TRAIN_IMAGES = 117_266
@@ -19,16 +21,22 @@ def iterations(epochs):
     return math.ceil(epochs * TRAIN_IMAGES / BATCH_SIZE)
 
 
+def warmed_up(scheduler, warmup_iters, warmup_factor):
+    """Linear warm-up of so many iterations."""
+    return L(WarmupIterations)(
+        scheduler=scheduler,
+        max_iter="${train.max_iter}",
+        warmup_iters=warmup_iters,
+        warmup_factor=warmup_factor,
+    )
+
+
 def steps(max_iter, milestones, warmup_iters):
     """Linear warm-up, then a tenth of the rate after each milestone."""
-    return L(WarmupParamScheduler)(
-        scheduler=L(MultiStepParamScheduler)(
-            values=[1.0, 0.1, 0.01], milestones=milestones, num_updates=max_iter
-        ),
-        warmup_length=warmup_iters / max_iter,
-        warmup_method="linear",
-        warmup_factor=0.001,
+    scheduler = L(MultiStepParamScheduler)(
+        values=[1.0, 0.1, 0.01], milestones=milestones, num_updates=max_iter
     )
+    return warmed_up(scheduler, warmup_iters, warmup_factor=0.001)
 
 
 # 1x: 12 epochs, steps after 8 and 11: 87,950 it; 58,633 and 80,621
@@ -41,11 +49,7 @@ lr_multiplier_3x = steps(iterations(36), [iterations(27), iterations(33)], warmu
 lr_multiplier_100ep = steps(184_375, [163_889, 177_546], warmup_iters=250)
 
 
-def poly(max_iter, power, warmup_iters=0, warmup_factor=1e-6):
+def poly(power, warmup_iters=0, warmup_factor=1e-6):
     """(1 - t)**power, after a linear warm-up."""
-    return L(WarmupParamScheduler)(
-        scheduler=L(PolynomialDecayParamScheduler)(base_value=1.0, power=power),
-        warmup_length=warmup_iters / max_iter,
-        warmup_method="linear",
-        warmup_factor=warmup_factor,
-    )
+    scheduler = L(PolynomialDecayParamScheduler)(base_value=1.0, power=power)
+    return warmed_up(scheduler, warmup_iters, warmup_factor)

@@ -21,4 +21,4 @@ train.output_dir = "output/custom_semantic"
 train.max_iter = 20_000
 train.eval_period = train.checkpointer.period = 2_000
 train.checkpointer.max_to_keep = 2
-lr_multiplier = poly(train.max_iter, power=0.9, warmup_iters=500)
+lr_multiplier = poly(power=0.9, warmup_iters=500)

@@ -43,7 +43,8 @@ def get_param_groups(
         base_lr: learning rate of the heads.
         weight_decay: of everything that is decayed.
         lr_decay_rate: ratio of the learning rates of two consecutive blocks, in (0, 1]; 1 for none.
-        no_decay: last parts of the names of parameters that are not decayed.
+        no_decay: parts of names, between dots, of parameters that are not decayed: "pos_embed", or
+            "predictor.level_embed" for the weight of that module.
 
     Returns:
         Groups for a torch optimizer, one for each pair of ``lr`` and ``weight_decay``; parameters
@@ -67,7 +68,7 @@ def get_param_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decayed = parameter.ndim > 1 and name.split(".")[-1] not in no_decay
+        decayed = parameter.ndim > 1 and not any(f".{part}." in f".{name}." for part in no_decay)
         layer = "backbone.net.pos_embed" if EMBEDDING.match(name) else name
         groups.append(
             {

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ..errors import Interrupted, UserError
+from ..modeling.images import refuse_to_cut
 from .checkpoint import CheckpointFolder, forget_pretrained, load_checkpoint
 from .checks import build, check_classes, check_ready
 from .config import load_config, settle_device
@@ -123,6 +124,7 @@ def train(cfg: DictConfig, resume_run: bool = False) -> dict[str, Any]:
 def build_model(cfg: DictConfig) -> nn.Module:
     """The config's model, on the config's device."""
     model = build(cfg, "model").to(cfg.train.device)
+    refuse_to_cut(model)
     count = sum(p.numel() for p in model.parameters())
     logger.info("Model: %s, %.1f M parameters", type(model).__name__, count / 1e6)
     return model

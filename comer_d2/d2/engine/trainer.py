@@ -19,6 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import TrainingError
 from .interrupt import InterruptFlag
 
+# Steps in a row that float16 may skip. The loss scale begins at 2**16 and halves at each: after so
+# many it is below 1/100, where no gradient overflows for its scale.
+SKIPPED_STEPS = 24
+
 
 class Trainer(TrainerBase):
     """Trains a model that returns a dict of losses, for one optimizer and one stream of batches.
@@ -32,7 +36,9 @@ class Trainer(TrainerBase):
             scales the loss.
         max_grad_norm: gradients are scaled down to this norm when theirs is larger; None: never.
         grad_norm_type: which norm.
-        accumulation_steps: batches per update; their losses are averaged.
+        accumulation_steps: batches per update; their losses are averaged. A model whose losses are
+            divided by what is in a batch gives the weights for that: ``model.loss_scales(batches)``
+            returns, for every batch, the factors of its losses by the beginnings of their names.
         interrupt: is looked at after every step.
     """
 
@@ -62,6 +68,8 @@ class Trainer(TrainerBase):
         self.scaler = torch.amp.GradScaler(device_type, enabled=amp_dtype == torch.float16)
         self.interrupted_by = 0  # the signal's number, once all processes know of it
         self.images_per_step = 0  # in all processes together
+        self._skipped = 0  # steps in a row, by float16
+        self._updated = False  # whether this run ever took a step
         self._batches: Iterator[list[Any]] | None = None
 
     @property
@@ -102,26 +110,32 @@ class Trainer(TrainerBase):
         """One update from `accumulation_steps` batches.
 
         Raises:
-            TrainingError: a loss, or the gradients' norm, is NaN or infinite; nothing was updated.
+            TrainingError: a loss or a gradient is NaN or infinite (in float16: for too many steps).
         """
         self.optimizer.zero_grad(set_to_none=True)
+        start = time.perf_counter()
+        batches = [next(self._batches) for _ in range(self.accumulation_steps)]
+        data_seconds = time.perf_counter() - start
         sums: dict[str, Tensor] = {}
-        data_seconds = 0.0
-        images = 0
-        for number in range(self.accumulation_steps):
-            start = time.perf_counter()
-            batch = next(self._batches)
-            data_seconds += time.perf_counter() - start
-            images += len(batch)
-            losses = self._backward(batch, last=number == self.accumulation_steps - 1)
+        for number, (batch, scales) in enumerate(zip(batches, self._loss_scales(batches))):
+            losses = self._backward(batch, scales, last=number == self.accumulation_steps - 1)
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach().float() / self.accumulation_steps
-        self._record(sums, data_seconds, images)
-        self._clip_gradients()
+        self._record(sums, data_seconds, sum(len(batch) for batch in batches))
+        finite = self._finish_gradients()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self._count_skipped(finite)
 
-    def _backward(self, batch: list[Any], last: bool) -> dict[str, Tensor]:
+    def _loss_scales(self, batches: list[list[Any]]) -> list[dict[str, float]]:
+        """For every batch of an update, beginnings of loss names -> factors; see `Trainer`."""
+        if len(batches) == 1 or not hasattr(self.bare_model, "loss_scales"):
+            return [{}] * len(batches)
+        return self.bare_model.loss_scales(batches)
+
+    def _backward(
+        self, batch: list[Any], scales: dict[str, float], last: bool
+    ) -> dict[str, Tensor]:
         """Forward and backward of one batch; processes exchange gradients on the last only."""
         wrapped = isinstance(self.model, DistributedDataParallel)
         with self.model.no_sync() if wrapped and not last else nullcontext():
@@ -130,6 +144,8 @@ class Trainer(TrainerBase):
             ):
                 losses = self.model(batch)
                 losses = losses if isinstance(losses, dict) else {"total_loss": losses}
+                for beginning, scale in scales.items():
+                    losses |= {n: v * scale for n, v in losses.items() if n.startswith(beginning)}
                 total = sum(losses.values())
             self.scaler.scale(total / self.accumulation_steps).backward()
         return losses
@@ -150,7 +166,8 @@ class Trainer(TrainerBase):
         if wrong:
             raise TrainingError(
                 f"loss is not finite at iteration {self.iter}: {', '.join(wrong)}; "
-                "the weights were not updated and no checkpoint was written"
+                + (self._broken_weight() or "the weights were not updated")
+                + ", and no checkpoint was written"
             )
         self.interrupted_by = int(signum)
         self.storage.put_scalar("data_time", data_seconds)
@@ -158,22 +175,64 @@ class Trainer(TrainerBase):
         if len(names) > 1:
             self.storage.put_scalars(**dict(zip(names, means)))
 
-    def _clip_gradients(self) -> None:
-        if self.max_grad_norm is None:
-            return
+    def _broken_weight(self) -> str | None:
+        """That an earlier update spoilt the weights, if one did."""
+        for name, parameter in self.bare_model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                return (
+                    f"weight '{name}' is not finite since an update before: the learning rate may "
+                    "be too high"
+                )
+        return None
+
+    def _finish_gradients(self) -> bool:
+        """Undo the loss scale, and clip.
+
+        Returns:
+            Whether all gradients are finite; if not, the scaler is going to skip this step.
+
+        Raises:
+            TrainingError: they are not, and there is no scaler.
+        """
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(
-            [p for group in self.optimizer.param_groups for p in group["params"]],
-            self.max_grad_norm,
-            self.grad_norm_type,
-        ).item()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        total = nn.utils.get_total_norm(gradients, self.grad_norm_type)
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, total)
+        norm = total.item()
         if math.isfinite(norm):
             self.storage.put_scalar("grad_norm", norm)
-        elif not self.scaler.is_enabled():  # the scaler skips such a step, and scales less
+            return True
+        if not self.scaler.is_enabled():
             raise TrainingError(
-                f"the gradients' norm is {norm} at iteration {self.iter}; "
-                "the weights were not updated and no checkpoint was written"
+                f"{self._broken_gradient()} at iteration {self.iter}; the weights were not "
+                "updated and no checkpoint was written"
             )
+        return False
+
+    def _broken_gradient(self) -> str:
+        """Which gradient is NaN or infinite, for a message."""
+        for name, parameter in self.bare_model.named_parameters():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                return f"the gradient of '{name}' is not finite"
+        return "the gradients' norm is not finite"
+
+    def _count_skipped(self, finite: bool) -> None:
+        """Stop a run in float16 that learns nothing any more."""
+        self._skipped = 0 if finite else self._skipped + 1
+        self._updated |= finite
+        ends = self.iter + 1 == self.max_iter
+        if self._skipped < SKIPPED_STEPS and (self._updated or not ends):
+            return
+        which = "the last" if self._updated else "all"
+        raise TrainingError(
+            f"float16 skipped {which} {self._skipped} steps: "
+            f"{self._broken_gradient()} at iteration {self.iter}, down to a loss scale of "
+            f"{self.scaler.get_scale():g}. The weights are those of {self._skipped} steps before, "
+            "and no checkpoint was written; train.amp.dtype=bfloat16 has the range of float32, and "
+            "train.amp.enabled=false shows whether the loss itself is to blame"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Iteration, hooks, optimizer and loss scale, named as in Detectron2's checkpoints."""
@@ -181,6 +240,7 @@ class Trainer(TrainerBase):
         state["optimizer"] = self.optimizer.state_dict()
         if self.scaler.is_enabled():
             state["grad_scaler"] = self.scaler.state_dict()
+            state["skipped_steps"] = {"in_a_row": self._skipped, "updated": self._updated}
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -189,6 +249,8 @@ class Trainer(TrainerBase):
         self.optimizer.load_state_dict(state_dict["optimizer"])
         if self.scaler.is_enabled() and "grad_scaler" in state_dict:
             self.scaler.load_state_dict(state_dict["grad_scaler"])
+            self._skipped = state_dict["skipped_steps"]["in_a_row"]
+            self._updated = state_dict["skipped_steps"]["updated"]
 
 
 def _gather_rows(row: Tensor) -> Tensor:

@@ -107,6 +107,16 @@ class Mask2Former(nn.Module):
             return self.views(self._predict, batched_inputs, softmax=False)
         return self._predict(batched_inputs)
 
+    def loss_scales(self, batches: list[list[dict[str, Any]]]) -> list[dict[str, float]]:
+        """For gradient accumulation: see :meth:`SetCriterion.accumulation_scales`."""
+        counts = [[self._num_objects(record) for record in batch] for batch in batches]
+        return self.criterion.accumulation_scales(counts, self.sem_seg_head.num_queries)
+
+    def _num_objects(self, record: dict[str, Any]) -> int:
+        if "instances" in record:
+            return len(record["instances"])
+        return len(_of_label_map(record["sem_seg"], self.ignore_value)[0])
+
     def _predict(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         images = self._prepare(batched_inputs)
         outputs = self.sem_seg_head(self.backbone(images.tensor))

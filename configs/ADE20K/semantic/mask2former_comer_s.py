@@ -6,7 +6,7 @@ Ours: learning rate and layer decay of the ViT as in the authors' detection, at 
 
 from ...common.data.ade20k_semantic import dataloader
 from ...common.models.mask2former_comer import mask2former_size, model
-from ...common.optim import AdamW as optimizer
+from ...common.optim import Mask2FormerAdamW as optimizer
 from ...common.schedule import poly
 from ...common.train import train
 
@@ -18,7 +18,7 @@ optimizer.weight_decay = 0.05
 optimizer.params.lr_decay_rate = 0.70
 
 train.max_iter = 160_000
-lr_multiplier = poly(train.max_iter, power=0.9)
+lr_multiplier = poly(power=0.9)
 train.amp.enabled = True
 train.amp.dtype = "float16"
 train.clip_grad.max_norm = 0.01

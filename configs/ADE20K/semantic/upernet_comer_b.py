@@ -14,7 +14,7 @@ optimizer.weight_decay = 0.01
 optimizer.params.lr_decay_rate = 0.95
 
 train.max_iter = 160_000
-lr_multiplier = poly(train.max_iter, power=1.0, warmup_iters=1500)
+lr_multiplier = poly(power=1.0, warmup_iters=1500)
 train.amp.enabled = True
 train.amp.dtype = "float16"
 train.best_checkpointer.metric = "sem_seg/mIoU"

@@ -6,7 +6,7 @@ Ours: learning rate and layer decay of the ViT as in the authors' detection, at 
 
 from ...common.data.coco_mask2former import dataloader
 from ...common.models.mask2former_comer import detection_size, model
-from ...common.optim import AdamW as optimizer
+from ...common.optim import Mask2FormerAdamW as optimizer
 from ...common.schedule import steps
 from ...common.train import train
 

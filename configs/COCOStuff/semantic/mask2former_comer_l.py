@@ -2,7 +2,7 @@
 
 from ...common.data.ade20k_semantic import dataloader, semantic_crop
 from ...common.models.mask2former_comer import beit_large, model
-from ...common.optim import AdamW as optimizer
+from ...common.optim import Mask2FormerAdamW as optimizer
 from ...common.schedule import poly
 from ...common.train import train
 
@@ -18,7 +18,7 @@ optimizer.weight_decay = 0.05
 optimizer.params.lr_decay_rate = 0.90
 
 train.max_iter = 80_000
-lr_multiplier = poly(train.max_iter, power=1.0, warmup_iters=1500)
+lr_multiplier = poly(power=1.0, warmup_iters=1500)
 train.amp.enabled = True
 train.amp.dtype = "bfloat16"
 train.clip_grad.max_norm = 0.01  # Mask2Former's; the released config does not say

@@ -6,12 +6,15 @@ ViTDet's model with its backbone replaced and its box head made three, as in ViT
 from detectron2 import model_zoo
 from detectron2.modeling.roi_heads import CascadeROIHeads
 
+from comer_d2.d2.modeling.generalized_rcnn import GeneralizedRCNN
+
 from .mask_rcnn_comer import model as _mask_rcnn
 
 _cascade_roi_heads = model_zoo.get_config("common/models/cascade_rcnn.py").model.roi_heads
 
 # ViTDet: a 2-conv RPN, a 4conv1fc box head, layer norm in the heads
 model = model_zoo.get_config("common/models/mask_rcnn_vitdet.py").model
+model._target_ = GeneralizedRCNN
 model.backbone = _mask_rcnn.backbone
 model.backbone.norm = "LN"  # as ViTDet's pyramid, and as its FPN on the Swin and MViT backbones
 model.backbone.square_pad = 1024

@@ -141,3 +141,29 @@ def test_layer_decay_without_blocks_is_an_error() -> None:
 def test_layer_decay_must_be_a_rate(rate: float) -> None:
     with pytest.raises(ValueError, match=r"lr_decay_rate must be in \(0, 1\]"):
         get_param_groups(nn.Linear(2, 2), base_lr=1.0, weight_decay=0.1, lr_decay_rate=rate)
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        "COCO/instance/mask2former_comer_s.py",
+        "COCO/panoptic/mask2former_comer_b.py",
+        "ADE20K/semantic/mask2former_comer_s.py",
+        "COCOStuff/semantic/mask2former_comer_l.py",
+    ],
+)
+def test_mask2formers_embeddings_are_not_decayed(leaf: str) -> None:
+    """The official recipe decays no nn.Embedding: the decoder's queries and level embedding."""
+    model, optimizer = built(f"../{leaf}")
+    found = hyperparameters(optimizer)
+    embeddings = {
+        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Embedding)
+    }
+    decoder = "sem_seg_head.predictor."
+    assert embeddings == {
+        f"{decoder}{n}.weight" for n in ("query_feat", "query_embed", "level_embed")
+    }
+    for name in embeddings:
+        assert found[model.get_parameter(name)][1] == 0.0, name
+    for name in ("sem_seg_head.pixel_decoder.transformer.level_embed", "backbone.level_embed"):
+        assert found[model.get_parameter(name)][1] == 0.05, name

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from comer_d2.d2.engine.trainer import Trainer
+from comer_d2.d2.engine.trainer import SKIPPED_STEPS, Trainer
 from comer_d2.d2.errors import TrainingError
 
 
@@ -77,11 +77,12 @@ def test_gradients_are_clipped_to_the_norm() -> None:
     assert clipped.storage.latest()["grad_norm"][0] > 0.1  # the norm before clipping
 
 
-def test_gradients_that_are_not_finite_stop_before_the_update() -> None:
-    trainer = make_trainer(max_grad_norm=1.0)
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_gradients_that_are_not_finite_stop_before_the_update(max_grad_norm: float | None) -> None:
+    trainer = make_trainer(max_grad_norm=max_grad_norm)
     before = weights(trainer)
     trainer.model.linear.weight.register_hook(lambda grad: grad * torch.inf)
-    with pytest.raises(TrainingError, match="gradients' norm is"):
+    with pytest.raises(TrainingError, match=r"gradient of 'linear\.weight' is not finite"):
         trainer.train(0, 1)
     assert torch.equal(weights(trainer), before)
 
@@ -101,6 +102,7 @@ def test_mixed_precision_trains_in_that_dtype_and_keeps_float32_weights(dtype: t
 
 def test_the_loss_scale_is_part_of_the_state() -> None:
     trainer = make_trainer(amp_dtype=torch.float16)
+    trainer.scaler = torch.amp.GradScaler("cpu", 8.0)
     trainer.train(0, 1)
     trainer.scaler.update(new_scale=128.0)
     other = make_trainer(amp_dtype=torch.float16)
@@ -108,10 +110,47 @@ def test_the_loss_scale_is_part_of_the_state() -> None:
     assert other.scaler.get_scale() == 128.0
 
 
-def test_a_float16_step_that_overflows_is_skipped() -> None:
-    trainer = make_trainer(amp_dtype=torch.float16, max_grad_norm=1.0)
-    trainer.model.linear.weight.register_hook(lambda grad: grad * torch.inf)
-    before, scale = weights(trainer), trainer.scaler.get_scale()
-    trainer.train(0, 1)
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_a_float16_step_that_overflows_is_skipped(max_grad_norm: float | None) -> None:
+    trainer = make_trainer(amp_dtype=torch.float16, max_grad_norm=max_grad_norm)
+    trainer.scaler = torch.amp.GradScaler("cpu", 8.0)
+    history = []
+    trainer.optimizer.register_step_post_hook(lambda *_: history.append(trainer.iter))
+    trainer.model.linear.weight.register_hook(
+        lambda grad: grad * (torch.inf if trainer.iter == 1 else 1.0)
+    )
+    trainer.train(0, 4)
+    assert history == [0, 2, 3]
+    assert trainer.scaler.get_scale() == 4.0
+
+
+def test_gradients_that_no_loss_scale_mends_stop_a_float16_run() -> None:
+    """With NaN in a gradient the scale halves for ever and nothing is learnt."""
+    trainer = make_trainer(amp_dtype=torch.float16)
+    trainer.scaler = torch.amp.GradScaler("cpu", 8.0)
+    trainer.train(0, 2)
+    before = weights(trainer)
+    trainer.model.linear.bias.register_hook(lambda grad: grad * torch.nan)
+    with pytest.raises(TrainingError, match=r"'linear\.bias'") as error:
+        trainer.train(2, 1000)
+    assert f"last {SKIPPED_STEPS} steps" in str(error.value)
+    assert "train.amp.dtype=bfloat16" in str(error.value)
+    assert trainer.iter < 100
     assert torch.equal(weights(trainer), before)
-    assert trainer.scaler.get_scale() < scale
+
+
+def test_a_short_float16_run_that_takes_no_step_is_no_success() -> None:
+    trainer = make_trainer(amp_dtype=torch.float16)
+    trainer.model.linear.bias.register_hook(lambda grad: grad * torch.nan)
+    with pytest.raises(TrainingError, match="all 3 steps"):
+        trainer.train(0, 3)
+
+
+def test_weights_that_are_not_finite_are_not_said_to_be_untouched() -> None:
+    """An update that overflows is seen in the next loss, when the weights are gone already."""
+    trainer = make_trainer()
+    trainer.optimizer.param_groups[0]["lr"] = 3e38
+    with pytest.raises(TrainingError, match=r"weight 'linear\.\w+' is not finite") as error:
+        trainer.train(0, 5)
+    assert "not updated" not in str(error.value)
+    assert trainer.iter > 0

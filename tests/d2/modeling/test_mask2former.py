@@ -9,8 +9,11 @@ from detectron2.modeling import Backbone
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor, nn
 
+from comer_d2.d2.engine.trainer import Trainer
 from comer_d2.d2.modeling.mask2former import Mask2Former
 from comer_d2.d2.modeling.semantic_tta import SemanticViews
+from comer_d2.heads.criterion import SetCriterion
+from comer_d2.heads.matcher import HungarianMatcher
 
 NUM_CLASSES, NUM_QUERIES = 3, 5
 
@@ -29,6 +32,8 @@ class QuarterBackbone(Backbone):
 
 
 class Head(nn.Module):
+    num_queries = NUM_QUERIES
+
     def __init__(self) -> None:
         super().__init__()
         self.classes = nn.Parameter(torch.randn(NUM_QUERIES, NUM_CLASSES + 1) * 3)
@@ -161,3 +166,50 @@ def test_unknown_tasks() -> None:
 def test_names_of_the_official_project() -> None:
     assert {name.split(".")[0] for name in build().state_dict()} == {"sem_seg_head"}
     assert {name for name, _ in build().named_buffers()} == {"pixel_mean", "pixel_std"}
+
+
+def same_for_every_mask(shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
+    """Points that do not depend on how many masks they are drawn for."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(1, *shape[1:], generator=generator).expand(shape)
+
+
+def gradients(batches: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
+    """Of one update by the Trainer."""
+    torch.manual_seed(0)
+    matcher = HungarianMatcher(num_points=64, rand=same_for_every_mask)
+    criterion = SetCriterion(
+        num_classes=NUM_CLASSES, matcher=matcher, num_points=64, rand=same_for_every_mask
+    )
+    model = build(criterion=criterion)
+    trainer = Trainer(
+        model,
+        batches,
+        torch.optim.SGD(model.parameters(), lr=0.0),
+        device_type="cpu",
+        accumulation_steps=len(batches),
+    )
+    trainer.train(0, 1)
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts"), [("instances", (1, 3, 5)), ("instances", (0, 7)), ("sem_seg", (1, 3, 0))]
+)
+def test_accumulated_batches_of_unequal_counts_equal_one_large_batch(
+    kind: str, counts: tuple[int, ...]
+) -> None:
+    """The losses are divided by the number of objects in a batch (7: more than queries)."""
+    records = []
+    for count in counts:
+        found = Instances((32, 32))
+        found.gt_classes = torch.arange(count) % NUM_CLASSES
+        found.gt_masks = BitMasks(torch.rand(count, 32, 32) > 0.5)
+        labels = torch.full((32, 32), 255)
+        for row in range(count):
+            labels[4 * row : 4 * row + 4] = row
+        targets = {"instances": found, "sem_seg": labels}
+        records.append({"image": image(32, 32), kind: targets[kind]})
+    accumulated = gradients([[record] for record in records])
+    for name, gradient in gradients([records]).items():
+        torch.testing.assert_close(accumulated[name], gradient, msg=name)

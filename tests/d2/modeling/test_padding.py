@@ -7,14 +7,19 @@ to all patches, position encodings and reference points are fractions of the pad
 take the mean over it. So results are the same whenever the padded sizes are.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.modeling import Backbone
+from detectron2.modeling import GeneralizedRCNN as Detectron2GeneralizedRCNN
 from torch import Tensor, nn
 
+from comer_d2.d2.errors import UserError
 from comer_d2.d2.modeling.backbone import ViTCoMer
+from comer_d2.d2.modeling.generalized_rcnn import GeneralizedRCNN
+from comer_d2.d2.modeling.images import refuse_to_cut
 from comer_d2.d2.modeling.mask2former import Mask2Former
 from comer_d2.d2.modeling.semantic_segmentor import SemanticSegmentor
 from comer_d2.heads.criterion import SetCriterion
@@ -186,3 +191,80 @@ def test_the_other_images_change_no_loss_but_by_their_number(mask2former: Mask2F
     for key in ("loss_mask", "loss_dice", "loss_mask_0", "loss_dice_2"):
         expected = sum(losses[key] for losses in alone) / 2  # two objects in each
         torch.testing.assert_close(together[key], expected, rtol=1e-3, atol=1e-3)
+
+
+class SquareBackbone(Backbone):
+    """Keeps the batch it is given; asks for squares of 64 pixels."""
+
+    size_divisibility = 32
+    padding_constraints: ClassVar = {"size_divisibility": 32, "square_size": 64}
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        self.seen = image
+        return {"res2": F.avg_pool2d(image, 4)}
+
+
+class PixelHead(nn.Module):
+    """Keeps the labels it is given; its logits are the image's channels."""
+
+    ignore_value = 255
+
+    def forward(
+        self, features: dict[str, Tensor], targets: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self.targets = targets
+        return F.interpolate(features["res2"], scale_factor=4), {"loss_sem_seg": torch.zeros(())}
+
+
+def on_squares(cls: type) -> nn.Module:
+    """A meta-architecture whose heads are not asked."""
+    parts: dict[type, dict[str, Any]] = {
+        SemanticSegmentor: {"sem_seg_head": PixelHead()},
+        Mask2Former: {"sem_seg_head": nn.Identity(), "criterion": nn.Identity()},
+    }
+    of_rcnn = {"proposal_generator": nn.Identity(), "roi_heads": nn.Identity()}
+    arguments = parts.get(cls, of_rcnn)
+    return cls(backbone=SquareBackbone(), pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3, **arguments)
+
+
+@pytest.mark.parametrize("cls", [GeneralizedRCNN, SemanticSegmentor, Mask2Former])
+@pytest.mark.parametrize(
+    ("sizes", "side"), [([(50, 61)], 64), ([(90, 120)], 128), ([(40, 64), (97, 30)], 128)]
+)
+def test_images_larger_than_the_square_are_not_cut(
+    cls: type, sizes: list[tuple[int, int]], side: int
+) -> None:
+    model = on_squares(cls)
+    records = [{"image": torch.rand(3, *size)} for size in sizes]
+    prepare = model.preprocess_image if cls is GeneralizedRCNN else model._prepare
+    images = prepare(records)
+    assert images.tensor.shape == (len(sizes), 3, side, side)
+    for record, padded, size in zip(records, images.tensor, sizes):
+        assert torch.equal(padded[:, : size[0], : size[1]], record["image"])
+        assert padded.count_nonzero() == record["image"].count_nonzero()
+
+
+def test_labels_are_padded_as_their_images_are() -> None:
+    model = on_squares(SemanticSegmentor)
+    labels = torch.randint(0, 3, (90, 120))
+    model([{"image": torch.rand(3, 90, 120), "sem_seg": labels}])
+    seen = model.sem_seg_head.targets
+    assert seen.shape[-2:] == model.backbone.seen.shape[-2:] == (128, 128)
+    assert torch.equal(seen[0, :90, :120], labels)
+    assert (seen == 255).sum() == 128 * 128 - 90 * 120
+
+
+def test_predictions_cover_an_image_larger_than_the_square() -> None:
+    model = on_squares(SemanticSegmentor).eval()
+    image = torch.rand(3, 90, 120)
+    (result,) = model([{"image": image}])
+    expected = F.interpolate(F.avg_pool2d(image[None, :, :88], 4), scale_factor=4)[0]
+    torch.testing.assert_close(result["sem_seg"][:, :88], expected)
+
+
+def test_detectron2s_own_models_refuse_what_they_would_cut() -> None:
+    model = on_squares(Detectron2GeneralizedRCNN).eval()
+    refuse_to_cut(model)
+    record = {"image": torch.rand(3, 90, 120), "file_name": "a.jpg"}
+    with pytest.raises(UserError, match=r"'a\.jpg' has 120 x 90 pixels, more than square_pad=64"):
+        model([record])

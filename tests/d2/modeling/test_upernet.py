@@ -7,8 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.config import LazyConfig, instantiate
+from detectron2.modeling import Backbone
 from torch import nn
 
+from comer_d2.d2.engine.trainer import Trainer
+from comer_d2.d2.modeling.semantic_segmentor import SemanticSegmentor
 from comer_d2.heads.upernet import UPerNet, UPerNetHead
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -124,3 +127,45 @@ def test_a_config_trains_a_step_and_predicts() -> None:
         (output,) = model([{**batch[0], "height": 50, "width": 70}])
     assert output["sem_seg"].shape == (150, 50, 70)
     torch.testing.assert_close(output["sem_seg"].sum(0), torch.ones(50, 70))
+
+
+class StridedBackbone(Backbone):
+    """A convolution and poolings: no norm, so images of a batch are independent."""
+
+    size_divisibility = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.conv(image)
+        return {f"res{i + 2}": F.avg_pool2d(x, 4 << i) for i in range(4)}
+
+
+def test_accumulated_batches_with_unequal_labels_equal_one_large_batch() -> None:
+    """The losses are means over the labelled pixels: of one image few, of another none."""
+    records = []
+    for rows in (64, 3, 0):
+        labels = torch.randint(0, 3, (64, 64))
+        labels[rows:] = 255
+        records.append({"image": torch.rand(3, 64, 64), "sem_seg": labels})
+
+    def gradients(batches: list[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = SemanticSegmentor(
+            backbone=StridedBackbone(),
+            sem_seg_head=tiny_head(dropout=0.0, norm_layer=lambda _: nn.Identity()),
+            pixel_mean=[0.0] * 3,
+            pixel_std=[1.0] * 3,
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        trainer = Trainer(
+            model, batches, optimizer, device_type="cpu", accumulation_steps=len(batches)
+        )
+        trainer.train(0, 1)
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    accumulated = gradients([[record] for record in records])
+    for name, gradient in gradients([records]).items():
+        torch.testing.assert_close(accumulated[name], gradient, msg=name)
