@@ -12,7 +12,7 @@ from torch.multiprocessing.spawn import spawn
 
 from comer_d2.d2.modeling import norm as norm_module
 from comer_d2.d2.modeling.backbone import ViTCoMer
-from comer_d2.d2.modeling.norm import Float32SyncBatchNorm, norm_layer
+from comer_d2.d2.modeling.norm import GlooSyncBatchNorm, norm_layer
 
 PROCESSES = 2
 CHANNELS = 8
@@ -45,7 +45,7 @@ def test_one_process(norm: str | Callable[[int], nn.Module], expected: type) -> 
 
 
 @pytest.mark.parametrize(
-    ("backend", "expected"), [("nccl", nn.SyncBatchNorm), ("gloo", Float32SyncBatchNorm)]
+    ("backend", "expected"), [("nccl", nn.SyncBatchNorm), ("gloo", GlooSyncBatchNorm)]
 )
 def test_every_norm_of_the_backbone_is_synchronised(
     monkeypatch: pytest.MonkeyPatch, backend: str, expected: type
@@ -63,38 +63,64 @@ def test_unknown_norm_is_refused(norm: str) -> None:
         tiny(norm)
 
 
-def features(dtype: torch.dtype) -> torch.Tensor:
-    """(4, C, 6, 6) whose mean is ten deviations, as a ReLU's output may be."""
+def features(dtype: torch.dtype, mean: float = 5.0, deviation: float = 0.5) -> list[torch.Tensor]:
+    """Two processes' shares, (B, C, H, W): another number of images and pixels in each."""
     generator = torch.Generator().manual_seed(0)
-    return (torch.randn(4, CHANNELS, 6, 6, generator=generator) * 0.5 + 5).to(dtype)
+    sizes = [(3, CHANNELS, 6, 6), (1, CHANNELS, 10, 7)]
+    shares = [torch.randn(size, generator=generator) * deviation + mean for size in sizes]
+    return [(share + rank * deviation).to(dtype) for rank, share in enumerate(shares)]
 
 
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+# (dtype, mean, deviation) -> how far from float64 the result may be, in deviations: what the input's
+# own rounding makes of it.
+CASES = {
+    (torch.float32, 0.0, 1.0): 1e-5,
+    (torch.float32, 5.0, 0.5): 1e-4,
+    (torch.float32, 300.0, 0.01): 1e-2,
+    (torch.bfloat16, 5.0, 0.5): 5e-2,
+}
 
 
 def normalise_a_share(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", PROCESSES)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
-    saved: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor]] = {}
-    for dtype in TOLERANCE:
-        share = features(dtype).chunk(PROCESSES)[rank].requires_grad_()
-        result = norm_layer("SyncBN")(CHANNELS)(share)
+    saved = []
+    for case in CASES:
+        share = features(*case)[rank].requires_grad_()
+        norm = norm_layer("SyncBN")(CHANNELS)
+        result = norm(share)
         (result.float() ** 3).sum().backward()
-        saved[dtype] = result, share.grad
+        weights = norm.weight.grad, norm.bias.grad
+        saved.append((result, share.grad, *weights, norm.running_mean, norm.running_var))
     torch.save(saved, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_processes_over_gloo_equal_one_with_the_whole_batch(tmp_path: Path) -> None:
+def test_two_processes_over_gloo_equal_one_with_all_pixels(tmp_path: Path) -> None:
+    """In float64: the pixels of both shares as one image of one row."""
     spawn(normalise_a_share, (str(tmp_path),), nprocs=PROCESSES)
-    shares = [torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES)]
-    for dtype, tolerance in TOLERANCE.items():
-        whole = features(dtype).float().requires_grad_()
-        expected = nn.BatchNorm2d(CHANNELS)(whole)
+    both = [torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES)]
+    for number, (case, tolerance) in enumerate(CASES.items()):
+        shares = features(*case)
+        pixels = torch.cat([share.double().flatten(2).mT.flatten(0, 1) for share in shares])
+        whole = pixels.mT[None, :, None].requires_grad_()
+        norm = nn.BatchNorm2d(CHANNELS).double()
+        expected = norm(whole)
         (expected**3).sum().backward()
-        result, grad = (torch.cat(parts) for parts in zip(*(share[dtype] for share in shares)))
-        assert result.dtype == dtype
-        torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=0)
-        largest = whole.grad.abs().max().item()
-        torch.testing.assert_close(grad.float(), whole.grad, atol=tolerance * largest, rtol=0)
+        of_case = [process[number] for process in both]
+        assert {result.dtype for result, *_ in of_case} == {case[0]}
+        for position, reference in ((0, expected), (1, whole.grad)):
+            found = torch.cat([saved[position].flatten(2).mT.flatten(0, 1) for saved in of_case])
+            reference = reference[0, :, 0].mT
+            scale = max(1.0, reference.abs().max().item())
+            torch.testing.assert_close(
+                found.double(), reference, atol=tolerance * scale, rtol=0, msg=f"{case}: {position}"
+            )
+        for position, reference in ((2, norm.weight.grad), (3, norm.bias.grad)):
+            found = sum(saved[position] for saved in of_case).double()
+            scale = max(1.0, reference.abs().max().item())
+            torch.testing.assert_close(found, reference, atol=10 * tolerance * scale, rtol=0)
+        for saved in of_case:
+            torch.testing.assert_close(saved[4].double(), norm.running_mean, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(saved[5].double(), norm.running_var, atol=1e-6, rtol=1e-2)
