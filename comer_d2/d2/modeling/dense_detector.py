@@ -10,6 +10,7 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from ...heads.dense_inference import detect
+from .images import prepare_images
 
 
 class DenseDetector(Detectron2Detector):
@@ -51,6 +52,10 @@ class DenseDetector(Detectron2Detector):
         self.test_nms_thresh = test_nms_thresh
         self.max_detections_per_image = max_detections_per_image
         self.input_format = input_format
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """`image` (3, h, w) of every record -> the normalised, padded batch."""
+        return prepare_images(batched_inputs, self.backbone, self.pixel_mean, self.pixel_std)
 
     def forward_training(
         self,

@@ -161,6 +161,13 @@ def test_detections(head: str) -> None:
     assert len(batch) > 0
 
 
+def test_an_image_larger_than_the_square_is_not_cut() -> None:
+    model = tiny("atss")
+    model.backbone._square_pad = 96
+    images = model.preprocess_image([record(64, 160), record(32, 32)])
+    assert images.tensor.shape[-2:] == (160, 160)
+
+
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(head: str, dtype: torch.dtype) -> None:
