@@ -13,7 +13,7 @@ from .box_coding import decode_deltas, encode_distances
 from .conv_subnet import conv_subnet, flatten_levels, predictor
 from .dense_anchors import anchor_centers, square_anchors
 from .dense_inference import DecodedLevel
-from .dense_targets import dense_targets
+from .dense_targets import DenseTargets, dense_targets
 from .distributed import mean_over_processes
 
 
@@ -124,15 +124,29 @@ class ATSSHead(nn.Module):
         Returns:
             `loss_cls`, `loss_box_reg` and `loss_centerness`.
         """
-        anchors = self._anchors(predictions)
-        learnt = dense_targets(
-            anchors,
+        return self.assigned_losses(predictions, self.assign(predictions, targets, image_sizes))
+
+    def assign(
+        self,
+        predictions: Sequence[ATSSPredictions],
+        targets: Sequence[dict[str, Tensor]],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> DenseTargets:
+        """What the anchors are to learn; arguments as of :meth:`losses`."""
+        return dense_targets(
+            self._anchors(predictions),
             self.strides,
             targets,
             image_sizes,
             num_classes=self.num_classes,
             top_k=self.top_k,
         )
+
+    def assigned_losses(
+        self, predictions: Sequence[ATSSPredictions], learnt: DenseTargets
+    ) -> dict[str, Tensor]:
+        """:meth:`losses` of anchors that are assigned already."""
+        anchors = self.anchors(predictions)
         image, anchor = learnt.positives
         logits, deltas, centerness = (flatten_levels(maps) for maps in zip(*predictions))
         with torch.autocast(logits.device.type, enabled=False):
@@ -142,7 +156,7 @@ class ATSSHead(nn.Module):
             )
             loss_cls = (loss_cls * learnt.inside[..., None]).sum()
 
-            own = torch.cat([level.flatten(0, 1) for level in anchors])[anchor]
+            own = anchors[anchor]
             objects = learnt.boxes[image, anchor]
             wanted = centerness_of(anchor_centers(own), objects)
             loss_centerness = F.binary_cross_entropy_with_logits(
@@ -167,6 +181,10 @@ class ATSSHead(nn.Module):
             boxes = decode_deltas(deltas, own.flatten(0, 1), self.delta_scales)
             levels.append(DecodedLevel(boxes, logits.sigmoid(), centerness[..., 0].sigmoid()))
         return levels
+
+    def anchors(self, predictions: Sequence[ATSSPredictions]) -> Tensor:
+        """(A, 4) x1, y1, x2, y2 in pixels, those of all levels."""
+        return torch.cat([level.flatten(0, 1) for level in self._anchors(predictions)])
 
     def _anchors(self, predictions: Sequence[ATSSPredictions]) -> list[Tensor]:
         return square_anchors([p.logits for p in predictions], self.strides, self.anchor_scale)

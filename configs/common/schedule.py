@@ -34,7 +34,9 @@ def warmed_up(scheduler, warmup_iters, warmup_factor):
 def steps(max_iter, milestones, warmup_iters):
     """Linear warm-up, then a tenth of the rate after each milestone."""
     scheduler = L(MultiStepParamScheduler)(
-        values=[1.0, 0.1, 0.01], milestones=milestones, num_updates=max_iter
+        values=[0.1**i for i in range(len(milestones) + 1)],
+        milestones=milestones,
+        num_updates=max_iter,
     )
     return warmed_up(scheduler, warmup_iters, warmup_factor=0.001)
 

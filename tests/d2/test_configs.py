@@ -85,7 +85,7 @@ def test_builds(leaf: str) -> None:
     multiplier = instantiate(cfg.lr_multiplier)
     rates = [multiplier(i / 100) for i in range(100)]
     assert 0 < rates[0] < max(rates) <= 1
-    assert 0 <= rates[-1] <= 0.02
+    assert 0 <= rates[-1] <= 0.1  # where DINO ends
 
     train_mapper = instantiate(cfg.dataloader.train.mapper)
     test_mapper = instantiate(cfg.dataloader.test.mapper)

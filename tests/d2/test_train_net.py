@@ -122,7 +122,7 @@ def test_mixed_precision_clipping_and_accumulation_train_a_detector(
     assert last["total_loss"] > 0
 
 
-@pytest.mark.parametrize("config", ["tiny_proposals.py", "tiny_atss.py"])
+@pytest.mark.parametrize("config", ["tiny_proposals.py", "tiny_atss.py", "tiny_dino.py"])
 def test_several_processes_train_and_evaluate_like_one(
     tiny_coco: Path, tmp_path: Path, config: str
 ) -> None:

@@ -7,9 +7,7 @@ from torch import Tensor
 from comer_d2.heads.soft_nms import soft_nms
 
 # Two boxes with an IoU of 0.6, one with 1/3 to the first, one apart.
-BOXES = torch.tensor(
-    [[0.0, 0, 10, 10], [0, 0, 10, 6], [5, 0, 15, 10], [100, 100, 110, 110]]
-)
+BOXES = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 6], [5, 0, 15, 10], [100, 100, 110, 110]])
 SCORES = torch.tensor([0.5, 0.9, 0.4, 0.3])
 
 

@@ -118,7 +118,7 @@ def check_coco(
     if need_masks:
         boxes_only = (
             "annotations without a segmentation (to train on boxes alone, use "
-            "configs/custom/faster_rcnn_comer_s.py, or cascade_rcnn, atss or gfl there)"
+            "configs/custom/faster_rcnn_comer_s.py, or cascade_rcnn, atss, gfl or dino there)"
         )
         cases[boxes_only] = [
             f"annotation {a['id']}"
