@@ -19,6 +19,7 @@ def get_param_groups(
     weight_decay: float,
     lr_decay_rate: float = 1.0,
     no_decay: Sequence[str] = ("pos_embed", "prefix_tokens"),
+    backbone_lr_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Sorts a detector's parameters into optimizer groups.
 
@@ -45,6 +46,8 @@ def get_param_groups(
         lr_decay_rate: ratio of the learning rates of two consecutive blocks, in (0, 1]; 1 for none.
         no_decay: parts of names, between dots, of parameters that are not decayed: "pos_embed", or
             "predictor.level_embed" for the weight of that module.
+        backbone_lr_factor: of everything under ``backbone``, next to the other rules; a tenth where
+            a DETR stands on a pretrained hierarchical network.
 
     Returns:
         Groups for a torch optimizer, one for each pair of ``lr`` and ``weight_decay``; parameters
@@ -73,7 +76,9 @@ def get_param_groups(
         groups.append(
             {
                 "params": [parameter],
-                "lr": base_lr * get_vit_lr_decay_rate(layer, lr_decay_rate, num_layers),
+                "lr": base_lr
+                * get_vit_lr_decay_rate(layer, lr_decay_rate, num_layers)
+                * (backbone_lr_factor if name.startswith("backbone.") else 1.0),
                 "weight_decay": weight_decay if decayed else 0.0,
             }
         )

@@ -121,6 +121,13 @@ def test_blocks_are_counted_in_any_backbone() -> None:
     assert sorted({group["lr"] for group in groups}) == [0.25, 0.5]
 
 
+def test_a_backbone_can_learn_more_slowly() -> None:
+    model, optimizer = built("dino_swin_l_36ep.py")
+    found = hyperparameters(optimizer)
+    for name, parameter in model.named_parameters():
+        assert found[parameter][0] == (1e-5 if name.startswith("backbone.") else 1e-4), name
+
+
 def test_frozen_parameters_are_in_no_group() -> None:
     model = nn.ModuleDict({"head": nn.Linear(2, 2)})
     model.head.bias.requires_grad_(False)
