@@ -2,12 +2,12 @@
 
 tests/data/mmdet_{atss,gfl,atss_assigner}.safetensors hold MMDetection's numbers, computed in float32
 on a CPU. Its heads, as its configs/{atss,gfl}/*_r50_fpn_1x_coco.py set them up, were made small (4
-classes, 8 channels, 2 convolutions a subnet, 4 groups; GFL's largest distance 7) and given random
-weights; weights, maps and boxes are float16 numbers. The batch has two images of 128 x 160 and 90 x
-120 pixels, the second padded to 96 x 128 by itself. There are the raw predictions of the four
-coarser levels, every loss for three pairs of objects, gradients of their sum, and what its
-predict_by_feat keeps with 60 candidates a level and 40 detections an image. The assigner has
-five scenes on anchors of strides 8 to 128, one of boxes on the grid, with many equal distances.
+classes, 8 channels, 2 convolutions a subnet, 4 groups; GFL's largest distance 3, less than some
+targets) and given random weights; weights, maps and boxes are float16 numbers. The batch has two
+images of 128 x 160 and 90 x 120 pixels, the second padded to 96 x 128 by itself. There are the raw
+predictions of the four coarser levels, every loss for three pairs of objects, gradients of their sum,
+and what its predict_by_feat keeps with 60 candidates a level and 40 detections an image. The assigner
+has five scenes on anchors of strides 8 to 128, one of boxes on the grid, with many equal distances.
 """
 
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from comer_d2.heads.atss import ATSSHead, centerness_of
 from comer_d2.heads.atss_assigner import assign_atss
+from comer_d2.heads.box_coding import decode_deltas
 from comer_d2.heads.dense_anchors import square_anchors
 from comer_d2.heads.dense_inference import detect
 from comer_d2.heads.generalized_focal_loss import distribution_focal_loss, quality_focal_loss
@@ -26,7 +27,7 @@ from comer_d2.heads.gfl import GFLHead
 
 DATA = Path(__file__).parents[1] / "data"
 TINY = dict(num_classes=4, in_channels=8, channels=8, num_convs=2, num_groups=4)
-HEADS = {"atss": lambda: ATSSHead(**TINY), "gfl": lambda: GFLHead(**TINY, reg_max=7)}
+HEADS = {"atss": lambda: ATSSHead(**TINY), "gfl": lambda: GFLHead(**TINY, reg_max=3)}
 # Names of modules and losses: MMDetection's -> here.
 MODULES = {
     **{
@@ -168,8 +169,10 @@ def test_an_image_of_one_cell_a_level() -> None:
     anchors = [
         a.flatten(0, 1) for a in square_anchors([torch.empty(1, 1)] * 5, (8, 16, 32, 64, 128), 8.0)
     ]
-    assigned = assign_atss(anchors, torch.tensor([[-20.0, -30, 40, 30]]))
-    assert assigned.tolist() == [0, -1, -1, -1, -1]  # IoU of 0.72 with the anchor of 64 pixels
+    assigned = assign_atss(anchors, torch.tensor([[-44.0, -44, 44, 44]]))
+    # IoU of 0.529, 0.473, 0.118, 0.030 and 0.007: their mean and deviation, with n - 1, add up to
+    # 0.482 (with n: 0.455).
+    assert assigned.tolist() == [0, -1, -1, -1, -1]
 
 
 def test_quality_focal_loss_is_its_formula() -> None:
@@ -190,6 +193,14 @@ def test_distribution_focal_loss_is_least_at_the_target() -> None:
     logits = torch.randn(3, 4, 8, dtype=torch.float64, requires_grad=True)
     distances = torch.rand(3, 4, dtype=torch.float64) * 6.9
     assert torch.autograd.gradcheck(lambda x: distribution_focal_loss(x, distances), [logits])
+
+
+def test_deltas_change_sides_by_at_most_62_5() -> None:
+    """The box keeps its center, 20 + 0.1 * 0.5 * 40 and 30 + 0."""
+    anchor = torch.tensor([0.0, 10, 40, 50])
+    boxes = decode_deltas(torch.tensor([0.5, 0, 100, -100]), anchor, (0.1, 0.1, 0.2, 0.2))
+    expected = [22 - 20 * 62.5, 30 - 20 / 62.5, 22 + 20 * 62.5, 30 + 20 / 62.5]
+    torch.testing.assert_close(boxes, torch.tensor(expected))
 
 
 def test_centerness() -> None:
