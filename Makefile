@@ -21,7 +21,7 @@ quickstart: install  ## train, evaluate and draw a small detector on this CPU (S
 	@$(PYTHON) tools/quickstart.py $(if $(filter-out 0,$(SHORT)),--short) $(ARGS)
 
 quickstart-seg: install  ## the same for panoptic segmentation with Mask2Former (ARGS="--task semantic" or instance)
-	@$(PYTHON) tools/quickstart_seg.py $(if $(filter-out 0,$(SHORT)),--short) $(ARGS)
+	@$(PYTHON) tools/quickstart.py --task panoptic $(if $(filter-out 0,$(SHORT)),--short) $(ARGS)
 
 test: install  ## run every test (ARGS="-m 'not slow'" for the quick ones)
 	@$(PYTHON) -m pytest -q -rs --durations=10 $(ARGS)
@@ -30,7 +30,7 @@ lint:  ## check style and formatting
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 
-format:  ## mend style and formatting
+format:  ## fix style and formatting
 	@$(PYTHON) -m ruff check --fix .
 	@$(PYTHON) -m ruff format .
 

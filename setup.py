@@ -157,8 +157,10 @@ setup(
         "shapely",  # Detectron2 cuts polygon masks with it, in every recipe that crops
         "matplotlib",
     ],
+    entry_points={"console_scripts": ["comer-d2=comer_d2.__main__:main"]},
     extras_require={
         "quickstart": ["scikit-learn", "tensorboard"],
+        "supervision": ["supervision"],
         "test": ["pytest", "ruff", "scikit-learn", "tensorboard"],
     },
 )

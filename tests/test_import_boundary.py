@@ -112,7 +112,7 @@ def test_what_needs_detectron2_says_so_in_one_line() -> None:
     assert "make install" in last
 
 
-WITHOUT = {"install.py", "convert_checkpoint.py"}  # these do not need it
+WITHOUT = {"install.py"}  # it does not need it
 SCRIPTS = [
     ROOT / "train_net.py",
     *(path for path in sorted((ROOT / "tools").glob("*.py")) if path.name not in WITHOUT),
@@ -136,13 +136,22 @@ runpy.run_path({str(path)!r}, run_name="__main__")
     assert "make install" in last
 
 
-def test_checkpoints_convert_without_it() -> None:
+@pytest.mark.parametrize("command", ["convert --help", "info", "--help"])
+def test_commands_that_do_without_it(command: str) -> None:
     result = run_without_detectron2(
-        f"""
-import runpy
-sys.argv = ["convert_checkpoint.py", "--help"]
-runpy.run_path({str(ROOT / "tools" / "convert_checkpoint.py")!r}, run_name="__main__")
-"""
+        f"from comer_d2.__main__ import main\nsys.exit(main({command.split()!r}))"
     )
     assert result.returncode == 0, result.stderr
-    assert "SRC DST" in result.stdout
+    assert {"convert --help": "SRC DST", "info": "operator on cpu"}.get(command, "COMMAND") in (
+        result.stdout
+    )
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "compare"])
+def test_other_commands_say_what_is_missing(command: str) -> None:
+    result = run_without_detectron2(
+        f"from comer_d2.__main__ import main\nsys.exit(main([{command!r}, '--help']))"
+    )
+    assert result.returncode == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith(f"comer-d2 {command}: error:") and "make install" in line

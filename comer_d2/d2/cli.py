@@ -32,7 +32,7 @@ from .engine.run import run
 from .errors import Interrupted, UserError, report
 
 EPILOG = """\
-examples:
+examples (comer-d2 train and train_net.py are the same):
   one process:        train_net.py --config-file cfg.py
   on the CPU:         train_net.py --config-file cfg.py train.device=cpu
   eight GPUs:         train_net.py --config-file cfg.py --num-gpus 8
@@ -77,8 +77,12 @@ def config_of(args: argparse.Namespace) -> DictConfig:
     return load_config(args.config_file, args.opts)
 
 
-def run_tool(main: Callable[[], int | None]) -> int:
+def run_tool(main: Callable[[], int | None], program: str | None = None) -> int:
     """Run a tool's main; an error that the user can fix is printed in one line.
+
+    Args:
+        main: what to run; returns the exit code, or None for 0.
+        program: its name; None: this process's.
 
     Returns:
         The exit code.
@@ -86,14 +90,20 @@ def run_tool(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except UserError as error:
-        return report(error)
+        return report(error, program)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str = "train_net.py"
+) -> argparse.Namespace:
     """Read the command line of train_net.py: Detectron2's flags, then ``key=value``.
 
     Args:
         argv: arguments without the program's name; None: this process's.
+        prog: the program's name.
 
     Returns:
         config_file, num_gpus, num_machines, machine_rank, dist_url, resume, eval_only, opts. Flags
@@ -101,7 +111,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = config_parser(
         "Train or evaluate the model that a LazyConfig describes.",
-        prog="train_net.py",
+        prog=prog,
         epilog=EPILOG,
     )
     parser.add_argument(
@@ -130,17 +140,18 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run train_net.py.
+def main(argv: Sequence[str] | None = None, prog: str = "train_net.py") -> int:
+    """Run train_net.py, which `comer-d2 train` is as well.
 
     Args:
         argv: arguments without the program's name; None: this process's.
+        prog: the program's name, for messages.
 
     Returns:
         The exit code: 0; 1 when training failed; 2 for a mistake in the command, the config or a
         file; 128 + the signal's number after a signal.
     """
-    args = parse_arguments(argv)
+    args = parse_arguments(argv, prog)
     try:
         cfg = config_of(args)
         fell_back = settle_device(cfg.train)
@@ -151,9 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Configs hold functions and classes that need not pickle: new processes load their own.
         launch(run if plan.starter == "flags" else partial(run, cfg=cfg), args, plan)
     except (UserError, Interrupted) as e:
-        return report(e, "train_net.py")
+        return report(e, prog)
     except KeyboardInterrupt:
-        print("\ntrain_net.py: stopped; no new checkpoint was written", file=sys.stderr)
+        print(f"\n{prog}: stopped; no new checkpoint was written", file=sys.stderr)
         return 130
     return 0
 

@@ -1,37 +1,42 @@
-"""Prediction on single images from a LazyConfig and a checkpoint."""
+"""Prediction on images from a LazyConfig and a checkpoint."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.config import instantiate
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
-from detectron2.data.detection_utils import annotations_to_instances, read_image
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.structures import BoxMode, Instances
+from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
-from tqdm import tqdm
 
 from .data.custom import resolve_dataset
 from .engine.checkpoint import forget_pretrained, load_checkpoint
-from .engine.config import settle_device
+from .engine.config import load_config, settle_device
 from .errors import UserError
+from .image_input import ImageLike, as_rgb
 from .modeling.images import refuse_to_cut
-from .visualization.instances import draw_instances
+from .results import Result
+
+DEFAULT_THRESHOLD = 0.5
+DTYPES = ("float32", "bfloat16", "float16")
+# What a run's folder holds, best first.
+CHECKPOINTS = ("model_best.pth", "model_final.pth")
+Threshold = float | Mapping[str, float]
 
 
 class Predictor:
-    """A detector that takes one image at a time, prepared as the config's test data is.
+    """A model that takes images of any size, each prepared as the config's test data is.
 
     Args:
         cfg: a whole LazyConfig: a config file of this project, or the `config.yaml` that training
             leaves beside its checkpoints.
         checkpoint: file with the model's weights; every parameter has to be in it.
         device: where to run; the default is `cfg.train.device`, or the CPU without CUDA.
+        dtype: "bfloat16" or "float16" to compute in half precision (under autocast).
 
     Raises:
         UserError: the checkpoint cannot be read, or its weights are not exactly this model's.
@@ -43,70 +48,264 @@ class Predictor:
         checkpoint: str | os.PathLike,
         *,
         device: str | torch.device | None = None,
+        dtype: str = "float32",
     ) -> None:
+        if dtype not in DTYPES:
+            raise UserError(f"dtype={dtype!r}: use one of {', '.join(DTYPES)}")
+        self.cfg = cfg
         self.class_names = class_names_of(cfg)
         mapper = cfg.dataloader.test.mapper
         self.image_format: str = mapper.image_format
         self.augmentation = T.AugmentationList(list(instantiate(mapper.augmentations)))
-        if device is None:
-            settle_device(cfg.train)
-        self.device = torch.device(device or cfg.train.device)
+        if device is not None:
+            cfg.train.device = str(device)
+        settle_device(cfg.train)
+        self.device = torch.device(cfg.train.device)
+        self.dtype = getattr(torch, dtype)
         forget_pretrained(cfg.model)
         self.model = instantiate(cfg.model).to(self.device).eval()
         refuse_to_cut(self.model)
         load_checkpoint(self.model, os.fspath(checkpoint), complete=True)
+        self.stuff_classes = frozenset(
+            OmegaConf.select(cfg, "dataset.stuff_classes")
+            or getattr(self.model, "stuff_classes", None)
+            or ()
+        )
+        self.category_ids: Sequence[int] | None = None
 
-    def __call__(self, image: str | os.PathLike | np.ndarray) -> Instances:
-        """Detect the objects of one image.
+    def __call__(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        threshold: Threshold = DEFAULT_THRESHOLD,
+        batch_size: int = 1,
+    ) -> Result | list[Result]:
+        """Predict an image, or a list of images.
 
         Args:
-            image: path of an image file, or (h, w, 3) uint8, RGB.
+            images: paths, Pillow images, arrays or tensors, as :func:`.image_input.as_rgb` takes them.
+            threshold: objects below this score are left out, 0 to 1; or class name -> threshold, with
+                0.5 for the others. (The model itself has left out what its config's thresholds say.)
+            batch_size: images of one size that are predicted together.
 
         Returns:
-            Instances on the CPU, in the image's own coordinates, best score first: `pred_boxes`,
-            `scores`, `pred_classes` and, from a model with masks, `pred_masks` (n, h, w) bool.
-        """
-        return self.outputs(image)["instances"].to("cpu")
+            A result, or a list of them in the images' order.
 
-    @torch.no_grad()
-    def outputs(self, image: str | os.PathLike | np.ndarray) -> dict[str, Any]:
-        """Predict everything the model predicts of one image.
+        Raises:
+            UserError: an image cannot be read, or the threshold is out of range.
+        """
+        if isinstance(images, (list, tuple)):
+            return list(self.stream(images, threshold=threshold, batch_size=batch_size))
+        return next(self.stream([images], threshold=threshold))
+
+    def stream(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        threshold: Threshold = DEFAULT_THRESHOLD,
+        batch_size: int = 1,
+        on_error: Callable[[ImageLike, UserError], object] | None = None,
+    ) -> Iterator[Result]:
+        """Predict images one batch after the other; arguments as of a call.
 
         Args:
-            image: path of an image file, or (h, w, 3) uint8, RGB.
+            images: as of a call; read when they are needed.
+            threshold: as of a call.
+            batch_size: as of a call. Only images that are of one size once they are prepared share a
+                batch, so that nobody's padding changes anybody's result.
+            on_error: called with an image that cannot be read, which is then left out; without it,
+                the error is raised.
 
         Returns:
-            The model's output, on its device and in the image's own coordinates: `instances`,
-            `sem_seg` (classes, h, w), `panoptic_seg` (ids (h, w), segments), or some of them.
+            An iterator of results, one for each image, in order.
+
+        Raises:
+            UserError: as of a call.
         """
-        if not isinstance(image, np.ndarray):
-            image = read_rgb(image)
-        height, width = image.shape[:2]
-        if self.image_format == "BGR":
-            image = image[:, :, ::-1]
+        thresholds = thresholds_of(threshold, self.class_names)
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size} must be at least 1")
+        return self._stream(images, thresholds, batch_size, on_error)
+
+    def _stream(
+        self,
+        images: Iterable[ImageLike],
+        thresholds: np.ndarray,
+        batch_size: int,
+        on_error: Callable[[ImageLike, UserError], object] | None,
+    ) -> Iterator[Result]:
+        batch: list[tuple[np.ndarray, str | None, torch.Tensor]] = []
+        for image in images:
+            try:
+                rgb = as_rgb(image)
+            except UserError as error:
+                if on_error is None:
+                    raise
+                on_error(image, error)
+                continue
+            tensor = self.prepare(rgb)
+            if batch and (len(batch) == batch_size or tensor.shape != batch[0][2].shape):
+                yield from self._predict(batch, thresholds)
+                batch = []
+            name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
+            batch.append((rgb, name, tensor))
+        if batch:
+            yield from self._predict(batch, thresholds)
+
+    def prepare(self, rgb: np.ndarray) -> torch.Tensor:
+        """(h, w, 3) uint8 RGB -> (3, H, W) as the model takes it: resized as the test data."""
+        image = rgb[:, :, ::-1] if self.image_format == "BGR" else rgb
         prepared = T.AugInput(np.ascontiguousarray(image))
         self.augmentation(prepared)
-        tensor = torch.as_tensor(np.ascontiguousarray(prepared.image.transpose(2, 0, 1)))
-        inputs = {"image": tensor.to(self.device), "height": height, "width": width}
-        return self.model([inputs])[0]
+        return torch.as_tensor(np.ascontiguousarray(prepared.image.transpose(2, 0, 1)))
+
+    @torch.no_grad()
+    def outputs(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Call the model on prepared images, in this predictor's precision.
+
+        Args:
+            inputs: Detectron2's: `image`, and the output's `height` and `width`.
+
+        Returns:
+            The model's outputs, on its device: `instances`, `sem_seg`, `panoptic_seg`, or some.
+        """
+        half = self.dtype != torch.float32
+        context = torch.autocast(self.device.type, self.dtype) if half else contextlib.nullcontext()
+        with context:
+            return self.model([{**i, "image": i["image"].to(self.device)} for i in inputs])
+
+    def _predict(
+        self, batch: list[tuple[np.ndarray, str | None, torch.Tensor]], thresholds: np.ndarray
+    ) -> Iterator[Result]:
+        inputs = [
+            {"image": tensor, "height": rgb.shape[0], "width": rgb.shape[1]}
+            for rgb, _, tensor in batch
+        ]
+        for (rgb, name, _), output in zip(batch, self.outputs(inputs), strict=True):
+            yield self.result(output, rgb, thresholds, file_name=name)
+
+    def result(
+        self,
+        output: Mapping[str, Any],
+        image: np.ndarray,
+        thresholds: np.ndarray,
+        *,
+        file_name: str | None = None,
+    ) -> Result:
+        """Plain fields from what the model gave for one image.
+
+        Args:
+            output: of the model.
+            image: (h, w, 3) uint8, RGB.
+            thresholds: (K,) lowest score of each class's objects.
+            file_name: of the image.
+
+        Returns:
+            The result.
+        """
+        fields: dict[str, Any] = {}
+        if "instances" in output:
+            found = output["instances"]
+            lowest = torch.as_tensor(thresholds, device=found.scores.device)
+            found = found[found.scores >= lowest[found.pred_classes]].to("cpu")
+            fields["boxes"] = found.pred_boxes.tensor.float().numpy()
+            fields["scores"] = found.scores.float().numpy()
+            fields["classes"] = found.pred_classes.numpy()
+            if found.has("pred_masks"):
+                fields["masks"] = found.pred_masks.numpy()
+        if "sem_seg" in output:
+            fields["label_map"] = output["sem_seg"].argmax(dim=0).cpu().numpy()
+        if "panoptic_seg" in output:
+            segments, fields["segments_info"] = output["panoptic_seg"]
+            fields["segments"] = segments.cpu().numpy()
+        return Result(
+            image,
+            self.class_names,
+            file_name,
+            stuff_classes=self.stuff_classes,
+            category_ids=self.category_ids,
+            **fields,
+        )
 
 
-def read_rgb(path: str | os.PathLike) -> np.ndarray:
-    """Read an image file, turned upright where its EXIF data ask for it.
+def load(
+    source: str | os.PathLike,
+    *,
+    config_file: str | os.PathLike | None = None,
+    overrides: Sequence[str] = (),
+    device: str | torch.device | None = None,
+    dtype: str = "float32",
+) -> Predictor:
+    """A trained model, ready to predict.
 
     Args:
-        path: of the file.
+        source: the output folder of a run (its model_best.pth is taken, or else model_final.pth), or a
+            checkpoint.
+        config_file: of the model; the default is the config.yaml beside the checkpoint.
+        overrides: ``key=value`` changes of the config.
+        device: as of :class:`Predictor`.
+        dtype: as of :class:`Predictor`.
 
     Returns:
-        (h, w, 3) uint8, RGB.
+        The model: call it on images.
 
     Raises:
-        UserError: there is no such file, or it is no image.
+        UserError: there is no checkpoint or no config, or they do not fit.
     """
-    try:
-        return read_image(os.fspath(path), format="RGB")
-    except OSError as error:  # Pillow's UnidentifiedImageError is one
-        raise UserError(f"image '{os.fspath(path)}' cannot be read: {error}") from error
+    checkpoint = find_checkpoint(source)
+    cfg = load_config(os.fspath(find_config(checkpoint, config_file)), overrides)
+    return Predictor(cfg, checkpoint, device=device, dtype=dtype)
+
+
+def find_checkpoint(source: str | os.PathLike) -> Path:
+    """The checkpoint that a run's folder, or a path, stands for; see :func:`load`."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"'{path}' does not exist: give a run's folder or a checkpoint")
+    for name in CHECKPOINTS:
+        if (path / name).is_file():
+            return path / name
+    others = sorted(p.name for p in path.glob("*.pth"))
+    hint = f"; name one of {', '.join(others)}" if others else ""
+    raise UserError(f"'{path}' holds neither {' nor '.join(CHECKPOINTS)}{hint}")
+
+
+def find_config(checkpoint: Path, config_file: str | os.PathLike | None = None) -> Path:
+    """The config of a checkpoint's model; see :func:`load`."""
+    config = Path(config_file) if config_file else checkpoint.with_name("config.yaml")
+    if not config_file and not config.is_file():
+        raise UserError(
+            f"there is no config.yaml beside {checkpoint}: name the model's config "
+            "(config_file=..., --config-file)"
+        )
+    return config
+
+
+def thresholds_of(threshold: Threshold, class_names: Sequence[str]) -> np.ndarray:
+    """The lowest score of every class.
+
+    Args:
+        threshold: for all, 0 to 1; or class name -> threshold, with 0.5 for the others.
+        class_names: name of each class.
+
+    Returns:
+        (K,) float32.
+
+    Raises:
+        UserError: a value out of range, or an unknown class.
+    """
+    by_name = threshold if isinstance(threshold, Mapping) else dict.fromkeys(class_names, threshold)
+    unknown = sorted(set(by_name) - set(class_names))
+    if unknown:
+        shown = ", ".join(list(class_names)[:10]) + (", ..." if len(class_names) > 10 else "")
+        raise UserError(f"threshold for {', '.join(unknown)}: the classes are {shown}")
+    for name, value in by_name.items():
+        if not 0 <= value <= 1:  # NaN fails too
+            which = f" of {name}" if isinstance(threshold, Mapping) else ""
+            raise UserError(f"threshold {value:g}{which}: scores are from 0 to 1")
+    return np.array([by_name.get(n, DEFAULT_THRESHOLD) for n in class_names], dtype=np.float32)
 
 
 def class_names_of(cfg: DictConfig) -> list[str]:
@@ -134,76 +333,3 @@ def class_names_of(cfg: DictConfig) -> list[str]:
         known = metadata.get("thing_classes") if metadata else None
         count = cfg.model["roi_heads" if "roi_heads" in cfg.model else "head"].num_classes
     return list(known) if known else [str(i) for i in range(count)]
-
-
-def confident(instances: Instances, threshold: float) -> Instances:
-    """Keep the predictions whose score is at least `threshold`."""
-    return instances[instances.scores >= threshold]
-
-
-def coco_results(instances: Instances, image_id: str, class_names: Sequence[str]) -> list[dict]:
-    """Predictions of one image in COCO's results format.
-
-    Args:
-        instances: what a `Predictor` returns.
-        image_id: put into every entry.
-        class_names: name of each class.
-
-    Returns:
-        One dict for each: image_id, category_id (index into `class_names`), category (its name),
-        bbox [x, y, width, height], score and, with masks, segmentation (compressed RLE).
-    """
-    entries = instances_to_coco_json(instances, image_id)
-    return [{**entry, "category": class_names[entry["category_id"]]} for entry in entries]
-
-
-def compare_with_ground_truth(
-    predictor: Predictor,
-    dataset_name: str,
-    *,
-    count: int,
-    threshold: float = 0.5,
-    picture_side: int = 256,
-    progress: bool = True,
-) -> list[tuple[Image.Image, Image.Image]]:
-    """Draw the first images of a registered dataset, ground truth and prediction.
-
-    Args:
-        predictor: the detector.
-        dataset_name: a name in Detectron2's catalog.
-        count: number of images.
-        threshold: predictions below this score are left out.
-        picture_side: length of the longer side of each picture, pixels.
-        progress: show a progress bar.
-
-    Returns:
-        (ground truth, prediction) of each image, for `drawing.picture_sheet`.
-    """
-    records = get_detection_dataset_dicts(dataset_name, filter_empty=False)[:count]
-    pairs = []
-    for record in tqdm(records, desc="pictures", unit="image", disable=not progress):
-        image = read_rgb(record["file_name"])
-        scale = picture_side / max(image.shape[:2])
-        found = confident(predictor(image), threshold)
-        truth = _ground_truth(record["annotations"], image.shape[:2])
-        pairs.append(
-            (
-                draw_instances(image, truth, predictor.class_names, scale=scale),
-                draw_instances(image, found, predictor.class_names, scale=scale),
-            )
-        )
-    return pairs
-
-
-def _ground_truth(annotations: Sequence[dict], size: tuple[int, int]) -> Instances:
-    """A record's annotations as Instances; masks, where there are any, as (n, h, w) bool."""
-    shown = []
-    for annotation in annotations:
-        if annotation.get("iscrowd", 0):
-            continue
-        box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-        shown.append({**annotation, "bbox": box, "bbox_mode": BoxMode.XYXY_ABS})
-    truth = annotations_to_instances(shown, size, mask_format="bitmask")
-    if truth.has("gt_masks"):
-        truth.gt_masks = truth.gt_masks.tensor
-    return truth

@@ -2,7 +2,7 @@
 
 Ten digits are things, the page is stuff. The one model is measured as panoptic, semantic and instance
 segmentation; mask2former_comer_digits_{semantic,instance}.py train for one of these alone. The
-dataset and its pictures come from tools/quickstart_seg.py.
+dataset and its pictures come from tools/quickstart.py.
 """
 
 import os
@@ -22,7 +22,7 @@ for _split in ("train", "val"):
     dataset[f"{_split}_images"] = f"{_root}/{_split}"
     dataset[f"{_split}_masks"] = f"{_root}/panoptic_{_split}"
 dataset.val_instances = f"{_root}/val.json"
-dataset.hint = "make it with: python3 tools/quickstart_seg.py --data-only"
+dataset.hint = "make it with: python3 tools/quickstart.py --task panoptic --data-only"
 
 # 128 px scenes as they are: a digit must be neither mirrored nor cut.
 dataloader.train.mapper.augmentations = []

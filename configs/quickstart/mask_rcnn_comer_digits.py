@@ -1,6 +1,6 @@
 """A small ViT-CoMer Mask R-CNN that learns scanned digits on a CPU, from scratch, in minutes.
 
-The dataset comes from tools/make_digits.py; tools/quickstart.py does both, and draws the result.
+tools/quickstart.py makes the dataset, trains, and draws the result.
 """
 
 import os
@@ -22,7 +22,7 @@ _root = os.path.expanduser(os.path.join(os.getenv("DETECTRON2_DATASETS", "datase
 dataset.name = "digits"
 dataset.train_json, dataset.train_images = f"{_root}/train.json", f"{_root}/train"
 dataset.val_json, dataset.val_images = f"{_root}/val.json", f"{_root}/val"
-dataset.hint = f"make it with: python3 tools/make_digits.py --output {_root}"
+dataset.hint = "make it with: python3 tools/quickstart.py --data-only"
 
 # 128 px scenes as they are: a digit must be neither mirrored nor cut.
 dataloader.train.mapper.augmentations = []

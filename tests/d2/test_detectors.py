@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from comer_d2.d2.cli import main
+from comer_d2.d2.comparison import compare
 from comer_d2.d2.data.digits import DigitsSpec, make_digits
-from comer_d2.d2.engine.config import load_config
-from comer_d2.d2.predictor import Predictor, coco_results, compare_with_ground_truth
+from comer_d2.d2.predictor import load
 from tests.d2.runs import ROOT, read_metrics
 
 # Detector -> box AP that 500 iterations have to reach.
@@ -72,16 +72,13 @@ def test_resumes_exactly_predicts_and_draws(
     assert losses[0] == losses[1]
 
     # The run's own config.yaml, with every detection kept.
-    cfg = load_config(
-        str(whole / "config.yaml"), [f"{key}.test_score_thresh=0.0" for key in SCORES[detector]]
-    )
-    predictor = Predictor(cfg, whole / "model_final.pth")
-    found = predictor(few_digits / "digits/val/00001.png")
-    assert predictor.class_names == list("0123456789")
-    assert found.image_size == (128, 128) and not found.has("pred_masks")
-    entries = coco_results(found, "1", predictor.class_names)
-    assert [entry["score"] for entry in entries] == found.scores.tolist()
-    pairs = compare_with_ground_truth(predictor, "digits_val", count=2, progress=False)
+    keep = [f"{key}.test_score_thresh=0.0" for key in SCORES[detector]]
+    model = load(whole / "model_final.pth", overrides=keep)
+    result = model(few_digits / "digits/val/00001.png", threshold=0.0)
+    assert model.class_names == list("0123456789")
+    assert len(result) > 0 and result.masks is None
+    assert [entry["score"] for entry in result.to_coco(1)] == result.scores.tolist()
+    pairs = compare(model, "digits_val", count=2, progress=False)
     assert len(pairs) == 2 and pairs[0][1].size == (256, 256)
 
 

@@ -1,149 +1,301 @@
-"""Prediction from a LazyConfig and a checkpoint, and the pictures of it."""
+"""Prediction from Python: what is taken, what is refused, and that results are those of the test loader."""
 
 import json
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
+import detectron2.data.transforms as T
 import numpy as np
 import pytest
 import torch
+from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
-from detectron2.structures import Boxes, Instances
-from omegaconf import DictConfig
 from PIL import Image
 
+from comer_d2 import load
+from comer_d2.d2.comparison import compare
 from comer_d2.d2.data.custom import resolve_dataset
-from comer_d2.d2.data.digits import DigitsSpec, make_digits
 from comer_d2.d2.engine.config import load_config
 from comer_d2.d2.errors import UserError
-from comer_d2.d2.predictor import Predictor, compare_with_ground_truth, confident
-from comer_d2.d2.visualization.instances import COLORS, draw_instances, picture_sheet, save_picture
+from comer_d2.d2.predictor import Predictor
+from comer_d2.d2.results import Result
+from comer_d2.d2.visualization.drawing import COLORS
+from tests.d2.untrained import DETECTOR, PANOPTIC, SEMANTIC, write_digits, write_run
 
-ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "configs" / "quickstart" / "mask_rcnn_comer_digits.py"
+EVERYTHING = {"threshold": 0.0}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny digits dataset and a checkpoint of an untrained model that sees objects everywhere."""
-    folder = tmp_path_factory.mktemp("predictor")
-    make_digits(folder / "digits", DigitsSpec(train_images=2, val_images=3), progress=False)
-    torch.manual_seed(0)
-    cfg = _config(folder)
-    resolve_dataset(cfg)
-    model = instantiate(cfg.model)
-    torch.save({"model": model.state_dict()}, folder / "model.pth")
+    """Digits, and the run of an untrained detector in run/."""
+    folder = write_digits(tmp_path_factory.mktemp("predictor"))
+    write_run(folder / "run", folder, DETECTOR)
     return folder
-
-
-def _config(folder: Path) -> DictConfig:
-    digits = folder / "digits"
-    return load_config(
-        str(CONFIG),
-        [
-            f"dataset.train_json={digits}/train.json",
-            f"dataset.train_images={digits}/train",
-            f"dataset.val_json={digits}/val.json",
-            f"dataset.val_images={digits}/val",
-            "model.roi_heads.box_predictor.test_score_thresh=0.0",
-        ],
-    )
 
 
 @pytest.fixture(scope="module")
 def predictor(folder: Path) -> Predictor:
-    return Predictor(_config(folder), folder / "model.pth")
+    return load(folder / "run")
 
 
-def test_file_and_array_give_the_same(predictor: Predictor, folder: Path) -> None:
-    path = folder / "digits" / "val" / "00001.png"
-    from_file = predictor(path)
-    from_array = predictor(np.asarray(Image.open(path)))
-    assert len(from_file) > 0
-    assert torch.equal(from_file.pred_boxes.tensor, from_array.pred_boxes.tensor)
-    assert torch.equal(from_file.pred_masks, from_array.pred_masks)
-    assert from_file.pred_masks.shape == (len(from_file), 128, 128)
-    assert (from_file.scores.diff() <= 0).all()
-    assert predictor.class_names == list("0123456789")
+@pytest.fixture(scope="module")
+def photo(folder: Path) -> Path:
+    return folder / "digits" / "val" / "00001.png"
+
+
+def assert_same(a: Result, b: Result) -> None:
+    assert len(a.boxes) == len(b.boxes) > 0
+    for name in ("boxes", "scores", "classes", "masks"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+def test_plain_fields(predictor: Predictor, photo: Path) -> None:
+    result = predictor(photo, **EVERYTHING)
+    count = len(result)
+    assert count > 0
+    assert result.boxes.shape == (count, 4) and result.boxes.dtype == np.float32
+    assert result.masks.shape == (count, 128, 128) and result.masks.dtype == bool
+    assert result.classes.dtype == np.int64 and result.scores.dtype == np.float32
+    assert (np.diff(result.scores) <= 0).all()
+    assert list(result.class_names) == list("0123456789")
+    assert result.file_name == str(photo)
+    assert result.label_map is None and result.segments is None
 
 
 def test_agrees_with_the_model_on_the_test_loader(predictor: Predictor, folder: Path) -> None:
-    cfg = _config(folder)
+    cfg = load_config(str(folder / "run" / "config.yaml"))
     resolve_dataset(cfg)
     inputs = next(iter(instantiate(cfg.dataloader.test)))
     with torch.no_grad():
         expected = predictor.model(inputs)[0]["instances"]
-    found = predictor(inputs[0]["file_name"])
-    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
-    assert torch.equal(found.scores, expected.scores)
+    found = predictor(inputs[0]["file_name"], **EVERYTHING)
+    np.testing.assert_array_equal(found.boxes, expected.pred_boxes.tensor.numpy())
+    np.testing.assert_array_equal(found.scores, expected.scores.numpy())
 
 
-def test_bgr_model_gets_bgr(folder: Path) -> None:
-    cfg = _config(folder)
-    cfg.dataloader.test.mapper.image_format = "BGR"
-    predictor = Predictor(cfg, folder / "model.pth")
-    seen = []
-    predictor.model.register_forward_pre_hook(lambda _, args: seen.append(args[0][0]["image"]))
-    image = np.zeros((64, 64, 3), np.uint8)
-    image[..., 0] = 200  # red
-    predictor(image)
-    assert seen[0][:, 0, 0].tolist() == [0, 0, 200]
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda rgb: rgb,
+        lambda rgb: Image.fromarray(rgb),
+        lambda rgb: rgb.astype(np.float64) / 255,
+        lambda rgb: torch.from_numpy(rgb).permute(2, 0, 1),
+        lambda rgb: torch.from_numpy(rgb).permute(2, 0, 1) / 255,
+        lambda rgb: np.dstack([rgb, np.full(rgb.shape[:2], 7, np.uint8)]),
+        lambda rgb: Image.fromarray(rgb).convert("RGBA"),
+        lambda rgb: rgb[:, ::-1][:, ::-1],  # of negative strides
+    ],
+    ids=["array", "pillow", "float", "tensor", "float tensor", "rgba", "pillow rgba", "view"],
+)
+def test_every_kind_of_image_gives_what_the_file_gives(
+    predictor: Predictor, photo: Path, given
+) -> None:
+    rgb = np.array(Image.open(photo).convert("RGB"))
+    assert_same(predictor(given(rgb), **EVERYTHING), predictor(photo, **EVERYTHING))
 
 
-def test_image_is_resized_as_the_test_data_and_boxes_come_back(folder: Path) -> None:
-    import detectron2.data.transforms as T
-    from detectron2.config import LazyCall as L
-
-    cfg = _config(folder)
-    cfg.dataloader.test.mapper.augmentations = [
-        L(T.ResizeShortestEdge)(short_edge_length=128, max_size=256)
-    ]
-    predictor = Predictor(cfg, folder / "model.pth")
-    seen = []
-    predictor.model.register_forward_pre_hook(lambda _, args: seen.append(args[0][0]["image"]))
-    found = predictor(np.zeros((64, 100, 3), np.uint8))
-    assert tuple(seen[0].shape) == (3, 128, 200)
-    assert found.image_size == (64, 100)
-
-
-def test_saved_config_needs_no_data(folder: Path, tmp_path: Path) -> None:
-    """A run's config.yaml, on a machine without the dataset."""
-    from detectron2.config import LazyConfig
-
-    cfg = _config(folder)
-    resolve_dataset(cfg)
-    for key in ("train_json", "train_images", "val_json", "val_images"):
-        cfg.dataset[key] = "/not/here"
-    LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
-    predictor = Predictor(load_config(str(tmp_path / "config.yaml")), folder / "model.pth")
-    assert predictor.class_names == list("0123456789")
+@pytest.mark.parametrize("form", ["array", "one channel", "file", "pillow", "palette"])
+def test_grey_is_three_equal_channels(
+    predictor: Predictor, photo: Path, tmp_path: Path, form: str
+) -> None:
+    grey = Image.open(photo).convert("L")
+    grey.save(tmp_path / "grey.png")
+    given = {
+        "array": np.asarray(grey),
+        "one channel": np.asarray(grey)[:, :, None],
+        "file": tmp_path / "grey.png",
+        "pillow": grey,
+        "palette": grey.convert("P"),
+    }[form]
+    expected = predictor(np.dstack([np.asarray(grey)] * 3), **EVERYTHING)
+    assert_same(predictor(given, **EVERYTHING), expected)
 
 
-def test_missing_checkpoint(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere\.pth"):
-        Predictor(_config(folder), "nowhere.pth")
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.full((8, 8), 40000, np.uint16), "not uint16"),
+        (np.zeros((8, 8, 3), np.int64), "not int64"),
+        (np.zeros((8, 8), bool), "not bool"),
+        (np.full((8, 8, 3), 200.0), "from 0 to 1, this one 200 to 200"),
+        (np.full((8, 8, 3), np.nan), "from 0 to 1, this one nan"),
+        (np.zeros((3, 8, 8), np.uint8), r"shape \(3, 8, 8\)"),
+        (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\)"),
+        (torch.zeros(8, 8, 3), r"shape \(8, 8, 3\)"),
+        (torch.zeros(2, 3, 8, 8), "several images as a list"),
+        (Image.fromarray(np.full((8, 8), 40000, np.uint16)), "more than 8 bits"),
+        (Image.fromarray(np.full((8, 8), 0.5, np.float32)), "more than 8 bits"),
+        (7, "not int"),
+    ],
+)
+def test_images_without_one_meaning_are_refused(
+    predictor: Predictor, image: object, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        predictor(image)
 
 
-def test_missing_and_broken_image(predictor: Predictor, tmp_path: Path) -> None:
+def test_16_bits_in_a_file_are_no_white_image(predictor: Predictor, tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 300, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(UserError, match=r"deep\.png.*more than 8 bits"):
+        predictor(tmp_path / "deep.png")
+
+
+def test_missing_and_broken_files(predictor: Predictor, photo: Path, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
-    for name in ("nowhere.png", "text.png"):
-        with pytest.raises(UserError, match=rf"{name}' cannot be read"):
+    (tmp_path / "half.png").write_bytes(photo.read_bytes()[:2000])
+    for name in ("nowhere.png", "text.png", "half.png"):
+        with pytest.raises(UserError, match=rf"{name}.*(cannot be read|no such file)"):
             predictor(tmp_path / name)
 
 
-def test_checkpoint_of_another_model(folder: Path, tmp_path: Path) -> None:
-    weights = torch.load(folder / "model.pth", weights_only=True)["model"]
+def test_a_photo_on_its_side_is_turned(predictor: Predictor, photo: Path, tmp_path: Path) -> None:
+    upright = Image.open(photo).crop((0, 0, 128, 96))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "side.png", exif=exif)
+    result = predictor(tmp_path / "side.png")
+    np.testing.assert_array_equal(result.image, np.asarray(upright))
+    np.testing.assert_array_equal(predictor(Image.open(tmp_path / "side.png")).image, result.image)
+
+
+def test_a_list_in_batches_gives_what_single_images_give(
+    predictor: Predictor, folder: Path
+) -> None:
+    files = sorted((folder / "digits" / "val").iterdir())
+    odd = np.asarray(Image.open(files[0]))[:100, :90]
+    sizes = []
+    hook = predictor.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    try:
+        results = predictor([files[0], files[1], odd, files[2]], batch_size=4, **EVERYTHING)
+    finally:
+        hook.remove()
+    assert sizes == [2, 1, 1]  # of other sizes: apart, in order
+    for result, image in zip(results, [files[0], files[1], odd, files[2]], strict=True):
+        single = predictor(image, **EVERYTHING)
+        assert len(result) == len(single)
+        np.testing.assert_allclose(result.scores, single.scores, atol=1e-5)
+    assert predictor([]) == []
+
+
+def test_thresholds(predictor: Predictor, photo: Path) -> None:
+    everything = predictor(photo, **EVERYTHING)
+    middle = float(np.median(everything.scores))
+    assert len(predictor(photo, threshold=middle)) == (everything.scores >= middle).sum()
+    (label,) = everything.classes[:1].tolist()
+    alone = predictor(photo, threshold={**dict.fromkeys("0123456789", 1.0), str(label): middle})
+    assert len(alone) == ((everything.classes == label) & (everything.scores >= middle)).sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("threshold", "message"),
+    [(30, "threshold 30: scores are from 0 to 1"), (-0.1, "-0.1"), (float("nan"), "nan"),
+     ({"cat": 0.1}, "threshold for cat: the classes are 0, 1"), ({"3": 30}, "threshold 30 of 3")],
+)  # fmt: skip
+def test_thresholds_out_of_range(
+    predictor: Predictor, photo: Path, threshold: object, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        predictor(photo, threshold=threshold)
+
+
+def test_bgr_model_gets_bgr(folder: Path) -> None:
+    cfg = load_config(str(folder / "run" / "config.yaml"))
+    cfg.dataloader.test.mapper.image_format = "BGR"
+    predictor = Predictor(cfg, folder / "run" / "model_final.pth")
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[..., 0] = 200  # red
+    assert predictor.prepare(image)[:, 0, 0].tolist() == [0, 0, 200]
+
+
+def test_image_is_resized_as_the_test_data_and_boxes_come_back(folder: Path) -> None:
+    cfg = load_config(str(folder / "run" / "config.yaml"))
+    cfg.dataloader.test.mapper.augmentations = [
+        L(T.ResizeShortestEdge)(short_edge_length=128, max_size=256)
+    ]
+    predictor = Predictor(cfg, folder / "run" / "model_final.pth")
+    image = np.zeros((64, 100, 3), np.uint8)
+    assert predictor.prepare(image).shape == (3, 128, 200)
+    found = predictor(image, **EVERYTHING)
+    assert found.masks.shape[1:] == (64, 100)
+    assert found.boxes[:, 2].max() <= 100
+
+
+def test_half_precision(folder: Path, photo: Path, predictor: Predictor) -> None:
+    half = load(folder / "run", dtype="bfloat16")
+    dtypes = set()
+    layer = half.model.roi_heads.box_predictor.cls_score
+    layer.register_forward_hook(lambda _, __, output: dtypes.add(output.dtype))
+    found = half(photo, **EVERYTHING)
+    assert dtypes == {torch.bfloat16}
+    assert found.boxes.dtype == np.float32
+    assert found.scores[0] == pytest.approx(predictor(photo, **EVERYTHING).scores[0], abs=0.02)
+    with pytest.raises(UserError, match="dtype='int8'"):
+        load(folder / "run", dtype="int8")
+
+
+def test_a_run_without_its_data(folder: Path, tmp_path: Path) -> None:
+    """config.yaml on a machine without the dataset."""
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace(str(folder), "/not/here"))
+    assert load(run).class_names == list("0123456789")
+
+
+def test_the_best_checkpoint_of_a_run_is_taken(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    state = torch.load(run / "model_final.pth", weights_only=True)
+    torch.save({"model": {k: torch.zeros_like(v) for k, v in state["model"].items()}}, run / "model_best.pth")  # fmt: skip
+    first = next(load(run).model.parameters())
+    assert not first.any()
+    assert next(load(run / "model_final.pth").model.parameters()).any()
+
+
+def test_what_load_needs(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere' does not exist"):
+        load(tmp_path / "nowhere")
+    shutil.copy(folder / "run" / "model_final.pth", tmp_path / "model_0000099.pth")
+    with pytest.raises(UserError, match=r"holds neither model_best.*name one of model_0000099"):
+        load(tmp_path)
+    with pytest.raises(UserError, match=r"no config.yaml beside .*model_0000099"):
+        load(tmp_path / "model_0000099.pth")
+    weights = torch.load(tmp_path / "model_0000099.pth", weights_only=True)["model"]
     weights.pop("roi_heads.box_predictor.cls_score.weight")
     torch.save({"model": weights}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="cls_score"):
-        Predictor(_config(folder), tmp_path / "other.pth")
+        load(tmp_path / "other.pth", config_file=folder / "run" / "config.yaml")
+
+
+@pytest.mark.parametrize(("kind", "task"), [(PANOPTIC, "panoptic"), (SEMANTIC, "semantic")])
+def test_semantic_and_panoptic_models(
+    folder: Path, tmp_path: Path, kind: tuple[str, list[str]], task: str
+) -> None:
+    model = load(write_run(tmp_path / "run", folder, kind))
+    photo = folder / "digits-panoptic" / "val" / "00001.png"
+    result = model(photo)
+    assert result.task == task
+    assert result.label_map.shape == (128, 128) and result.label_map.max() < 11
+    page = model.class_names.index("page")
+    assert result.stuff_classes == {page}
+    if task == "panoptic":
+        ids = [segment["id"] for segment in result.segments_info]
+        assert len(result) == len(ids) > 0
+        assert set(np.unique(result.segments)) - {0} == set(ids)
+    else:
+        assert result.boxes is None
+        with pytest.raises(UserError, match="no objects"):
+            result.to_coco()
+    assert result.draw(scale=2).size == (256, 256)
+    with pytest.raises(UserError, match="nothing to draw"):
+        result.draw(task="boxes")
+    pairs = compare(model, "digits_panoptic_val", count=2, picture_side=192, progress=False)
+    assert [picture.size for pair in pairs for picture in pair] == [(192, 192)] * 4
 
 
 def test_comparison_shows_the_truth(predictor: Predictor, folder: Path) -> None:
-    pairs = compare_with_ground_truth(
-        predictor, "digits_val", count=2, picture_side=256, progress=False
-    )
+    pairs = compare(predictor, "digits_val", count=2, picture_side=256, progress=False)
     assert len(pairs) == 2
     assert all(picture.size == (256, 256) for pair in pairs for picture in pair)
     content = json.loads((folder / "digits" / "val.json").read_text())
@@ -153,79 +305,20 @@ def test_comparison_shows_the_truth(predictor: Predictor, folder: Path) -> None:
         assert COLORS[digit] in pixels
 
 
-def _one_instance(kind: str) -> Instances:
-    instances = Instances((40, 60))
-    mask = torch.zeros(1, 40, 60, dtype=torch.bool)
-    mask[0, 10:20, 20:40] = True
-    box = Boxes(torch.tensor([[20.0, 10.0, 40.0, 20.0]]))
-    if kind == "pred":
-        instances.pred_boxes, instances.pred_masks = box, mask
-        instances.pred_classes, instances.scores = torch.tensor([0]), torch.tensor([0.9])
+@pytest.mark.parametrize("kind", [DETECTOR, PANOPTIC, SEMANTIC], ids=lambda kind: kind[0])
+def test_supervision_gets_the_same_objects(
+    folder: Path, tmp_path: Path, kind: tuple[str, list[str]]
+) -> None:
+    supervision = pytest.importorskip("supervision")
+    result = load(write_run(tmp_path / "run", folder, kind))(
+        folder / "digits-panoptic" / "val" / "00001.png", **EVERYTHING
+    )
+    detections = result.to_supervision()
+    assert isinstance(detections, supervision.Detections)
+    assert detections.mask.shape == (len(detections), 128, 128)
+    assert [result.class_names[i] for i in detections.class_id] == list(detections["class_name"])
+    if result.boxes is not None:
+        np.testing.assert_array_equal(detections.xyxy, result.boxes)
+        np.testing.assert_array_equal(detections.mask, result.masks)
     else:
-        instances.gt_boxes, instances.gt_masks = box, mask
-        instances.gt_classes = torch.tensor([0])
-    return instances
-
-
-@pytest.mark.parametrize("kind", ["pred", "gt"])
-def test_mask_and_box_are_drawn_where_they_are(kind: str) -> None:
-    image = np.full((40, 60, 3), 255, np.uint8)
-    picture = np.asarray(draw_instances(image, _one_instance(kind), ["cat"], scale=4))
-    assert picture.shape == (160, 240, 3)
-    tinted = (picture[60, 120].astype(int) - COLORS[0]) / (255 - np.array(COLORS[0]))
-    assert tinted == pytest.approx([0.55] * 3, abs=0.05)  # inside: 45% of the colour
-    assert tuple(picture[40, 120]) == COLORS[0]  # the box's upper edge
-    assert (picture[:, :60] == 255).all()
-
-
-def test_only_confident_predictions_are_kept() -> None:
-    instances = _one_instance("pred")
-    assert len(confident(instances, 0.9)) == 1 and len(confident(instances, 0.95)) == 0
-
-
-def test_no_instances_leave_the_image_alone() -> None:
-    image = np.full((20, 20, 3), 77, np.uint8)
-    picture = draw_instances(image, _one_instance("pred")[:0], ["cat"])
-    np.testing.assert_array_equal(np.asarray(picture), image)
-
-
-def test_sheet_holds_every_pair() -> None:
-    colors = [(i * 20 + 5, 0, 0) for i in range(10)]
-    pictures = [Image.new("RGB", (50, 40), color) for color in colors]
-    pairs = list(zip(pictures[::2], pictures[1::2]))
-    sheet = picture_sheet(pairs, title="t", subtitle="s", columns=2)
-    found, counts = np.unique(np.asarray(sheet).reshape(-1, 3), axis=0, return_counts=True)
-    by_color = {tuple(c): n for c, n in zip(found.tolist(), counts.tolist())}
-    assert all(by_color[color] == 50 * 40 for color in colors)
-
-
-def test_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
-    picture = Image.new("RGB", (8, 8))
-    path = save_picture(picture, tmp_path / "new" / "a.png")
-    assert Image.open(path).size == (8, 8)
-
-    def fail(self, target, **kwargs) -> None:
-        Path(target).write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save_picture(picture, path)
-    assert [p.name for p in path.parent.iterdir()] == ["a.png"]
-    assert Image.open(path).size == (8, 8)
-
-
-def test_predict_command(folder: Path, tmp_path: Path) -> None:
-    digits = folder / "digits"
-    command = [sys.executable, ROOT / "tools" / "predict.py", "--config-file", CONFIG]
-    command += ["--checkpoint", folder / "model.pth", "--output", tmp_path / "out", "--json"]
-    command += ["--threshold", "0", digits / "val" / "00001.png"]
-    for key in ("train", "val"):
-        command += ["--override", f"dataset.{key}_json={digits}/{key}.json"]
-        command += ["--override", f"dataset.{key}_images={digits}/{key}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert Image.open(tmp_path / "out" / "00001.png").size == (640, 640)
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results and set(results[0]) >= {"bbox", "category_id", "score", "segmentation"}
-    assert all(r["category"] == str(r["category_id"]) for r in results)
+        assert detections.mask.sum(0).max() == 1  # segments do not overlap

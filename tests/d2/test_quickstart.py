@@ -28,7 +28,7 @@ def quickstart() -> ModuleType:
 
 def _start(folder: Path, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, ROOT / "tools" / "quickstart.py", "--output", folder / "run"]
-    command += ["--train-images", "8", "--val-images", "4", "--least-ap", "0", *arguments]
+    command += ["--train-images", "8", "--val-images", "4", "--least", "0", *arguments]
     command += [f"train.max_iter={ITERATIONS}", "dataloader.train.total_batch_size=2"]
     command += ["train.log_period=1", "train.eval_period=0", "dataloader.train.num_workers=0"]
     environment = {
@@ -75,14 +75,16 @@ def test_interrupted_quickstart_goes_on_and_draws(tmp_path: Path) -> None:
     assert manifest.stat().st_mtime_ns == made  # the dataset was not made again
     record = json.loads((run / "quickstart.json").read_text())
     evaluation = json.loads((run / "evaluation.json").read_text())["results"]
-    assert record["result"]["box_ap"] == evaluation["bbox"]["AP"]
+    assert record["result"]["box AP"] == evaluation["bbox"]["AP"]
     sheet = Image.open(run / "predictions.png")
     assert min(sheet.size) > 600
     assert f"pictures:    {run / 'predictions.png'}" in output
 
 
 def test_ap_below_the_floor_is_a_failure(tmp_path: Path) -> None:
-    process = _start(tmp_path, "--least-ap", "101", "--model", "vit", "--short", "train.seed=1")
+    process = _start(
+        tmp_path, "--least", "101", "--task", "detection-vit", "--short", "train.seed=1"
+    )
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output
     assert "is below the 101" in output
@@ -102,7 +104,7 @@ def test_other_runs_are_trained_anew(quickstart: ModuleType, tmp_path: Path, why
     quickstart.prepare_folder(run, {"overrides": ["a=1"]}, fresh=False)
     (run / "model.pth").touch()
     if why == "finished":
-        quickstart.finish_folder(run, {"box_ap": 1.0})
+        quickstart.finish_folder(run, {"box AP": 1.0})
     if why == "torn record":
         (run / "quickstart.json").write_text("")
     settings = {"overrides": ["a=2" if why == "other settings" else "a=1"]}

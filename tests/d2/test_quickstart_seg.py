@@ -1,4 +1,4 @@
-"""The segmentation quickstart as a user runs it, with a few tiny iterations, and its other tasks."""
+"""The quickstart's Mask2Former as a user runs it, with a few tiny iterations, and its other tasks."""
 
 import json
 import os
@@ -25,9 +25,9 @@ SHORT = ["train.max_iter=3", *FEW]
 
 
 def start(folder: Path, run: str, *arguments: str) -> subprocess.Popen:
-    """tools/quickstart_seg.py on 8 scenes in folder/datasets, into folder/run."""
-    command = [sys.executable, ROOT / "tools" / "quickstart_seg.py", "--output", folder / run]
-    command += ["--train-images", "8", "--val-images", "4", *arguments]
+    """tools/quickstart.py on 8 scenes in folder/datasets, into folder/run."""
+    command = [sys.executable, ROOT / "tools" / "quickstart.py", "--output", folder / run]
+    command += ["--task", "panoptic", "--train-images", "8", "--val-images", "4", *arguments]
     return subprocess.Popen(
         command,
         cwd=folder,  # it works from anywhere
@@ -40,7 +40,7 @@ def start(folder: Path, run: str, *arguments: str) -> subprocess.Popen:
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what tools/quickstart_seg.py made of 8 scenes: datasets and run."""
+    """A folder with what tools/quickstart.py made of 8 scenes: datasets and run."""
     folder = tmp_path_factory.mktemp("quickstart")
     process = start(folder, "run", "--least", "0", *SHORT)
     output, _ = process.communicate(timeout=200)
@@ -84,7 +84,7 @@ def test_interrupted_it_goes_on_and_a_low_result_is_a_failure(quickstart: Path) 
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output
     assert "Going on after" in output
-    assert "quickstart_seg: error: mask AP" in output.splitlines()[-1]
+    assert "quickstart: error: mask AP" in output.splitlines()[-1]
     assert "is below the 101" in output.splitlines()[-1]
     iterations = [line["iteration"] for line in metrics(run) if "total_loss" in line]
     assert iterations == sorted(set(iterations))

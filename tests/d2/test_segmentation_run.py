@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from comer_d2.d2.cli import main
+from comer_d2.d2.comparison import compare
 from comer_d2.d2.data.check_labels import find_wrong_files
 from comer_d2.d2.engine.config import load_config
 from comer_d2.d2.predictor import Predictor
-from comer_d2.d2.visualization.segments import compare_segmentation
 
 TINY = str(Path(__file__).with_name("tiny_upernet.py"))
 
@@ -77,11 +77,9 @@ def test_predicts_and_draws(run: Path, data: Path) -> None:
     cfg = load_config(str(run / "config.yaml"))
     predictor = Predictor(cfg, run / "model_final.pth")
     assert predictor.class_names == ["page", "square", "never"]
-    scores = predictor.outputs(data / "val" / "images" / "a" / "0.jpg")["sem_seg"]
-    assert scores.shape == (3, 64, 96)
-    pairs = compare_segmentation(
-        predictor, "custom_val", "semantic", count=2, picture_side=192, progress=False
-    )
+    labels = predictor(data / "val" / "images" / "a" / "0.jpg").label_map
+    assert labels.shape == (64, 96)
+    pairs = compare(predictor, "custom_val", count=2, picture_side=192, progress=False)
     assert [picture.size for pair in pairs for picture in pair] == [(192, 128)] * 4
 
 

@@ -1,8 +1,6 @@
-"""tools/convert_checkpoint.py and what it stands on: every direction, there and back, or no file."""
+"""comer-d2 convert and what it stands on: every direction, there and back, or no file."""
 
 import hashlib
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from comer_d2.__main__ import main
 from comer_d2.network import ViTCoMerNet
 from comer_d2.weights import WeightsError, convert_weights, load_pretrained, read_weights
 from comer_d2.weights.files import unwrap
@@ -27,7 +26,6 @@ from tests.weights.cases import (
     timm_features,
 )
 
-TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 DATA = Path(__file__).parents[1] / "data"
 LAYOUTS = [
     pytest.param(case, layout, id=f"{name}-{layout.__name__}")
@@ -41,17 +39,15 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys):
+def tool(capsys):
     """The command line in this process: arguments -> what it printed, or its error."""
 
     def run(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        try:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        except SystemExit as e:
-            if e.code:
-                raise
-        return capsys.readouterr().out
+        code = main(["convert", *map(str, arguments)])
+        printed = capsys.readouterr()
+        if code:
+            raise SystemExit(printed.err)
+        return printed.out
 
     return run
 
@@ -366,7 +362,7 @@ def test_failure_while_writing_leaves_the_destination_as_it_was(
         raise OSError("No space left on device")
 
     monkeypatch.setattr("comer_d2.weights.files.save_file", full_disk)
-    with pytest.raises(SystemExit, match=r"convert_checkpoint\.py: error: No space left"):
+    with pytest.raises(SystemExit, match=r"comer-d2 convert: error: No space left"):
         tool(dinov2, destination)
     assert [path.name for path in destination.parent.iterdir()] == ["vit.safetensors"]
     assert destination.read_bytes() == b"what was here"
@@ -390,5 +386,5 @@ def test_one_clear_error(tool, backbone, dinov2, tmp_path, monkeypatch, argument
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as e:
         tool(*arguments)
-    assert message in str(e.value.code) and str(e.value.code).startswith("convert_checkpoint.py:")
+    assert message in str(e.value.code) and str(e.value.code).startswith("comer-d2 convert:")
     assert not list(tmp_path.glob("a.*"))

@@ -189,5 +189,5 @@ def initialize(cfg: DictConfig, model: nn.Module, *, complete: bool) -> dict[str
 
 def _resume_command() -> str:
     """This command line with --resume; under a launcher it is the launcher's to repeat."""
-    arguments = sys.argv if "--resume" in sys.argv else [sys.argv[0], "--resume", *sys.argv[1:]]
+    arguments = sys.argv if "--resume" in sys.argv else [*sys.argv, "--resume"]
     return shlex.join(["python", *arguments])

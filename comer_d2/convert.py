@@ -1,20 +1,48 @@
-#!/usr/bin/env python3
-"""Convert weights to this project's names, to the authors' or to timm's, and print what went where."""
+"""comer-d2 convert: weights to this project's names, to the authors' or to timm's."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from .weights import FAMILIES, WeightsError, convert_weights, write_weights
 
-try:
-    from comer_d2.weights import FAMILIES, WeightsError, convert_weights, write_weights
-except ImportError as error:  # it says what is missing, and what to do
-    sys.exit(f"convert_checkpoint.py: error: {error}")
+EXAMPLE = """\
+example:
+  comer-d2 convert dinov2_vits14_pretrain.pth vit_s.safetensors
+  comer-d2 convert output/model_final.pth for_mmdet.pth --to official
+
+More: docs/PRETRAINED.md."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog="More: docs/PRETRAINED.md.")
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: arguments without the command's name; None: this process's.
+        prog: the command's name.
+
+    Returns:
+        The exit code.
+    """
+    args = parse_arguments(argv, prog)
+    try:
+        convert(args)
+    except (WeightsError, OSError) as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
+    """Read the command line; see EXAMPLE."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Convert weights to this project's names, to the authors' or to timm's, and print "
+        "what went where.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("source", metavar="SRC", help="a checkpoint file, or timm:<model id>")
     parser.add_argument(
         "destination",
@@ -37,8 +65,11 @@ def main() -> None:
         metavar="PATTERN",
         help="names in SRC, as shell patterns, to leave out; any other that is unknown is an error",
     )
-    args = parser.parse_args()
+    return parser.parse_args(argv)
 
+
+def convert(args: argparse.Namespace) -> None:
+    """Convert what a command line names."""
     weights, report = convert_weights(
         args.source, args.to, family=args.family, allow=args.allow, sha256=args.sha256
     )
@@ -48,10 +79,3 @@ def main() -> None:
     print(report)
     elements = sum(tensor.numel() for tensor in weights.values())
     print(f"Wrote {args.destination}: {len(weights)} tensors, {elements:,} elements")
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except (WeightsError, OSError) as error:
-        sys.exit(f"convert_checkpoint.py: error: {error}")

@@ -1,0 +1,61 @@
+"""comer-d2: one command for what is done with models and data."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+# name: (module with main(argv, name) -> exit code, what it does)
+COMMANDS = {
+    "train": ("comer_d2.d2.cli", "train the model that a config describes"),
+    "eval": ("comer_d2.d2.commands.evaluate", "measure a model on its test data"),
+    "predict": ("comer_d2.d2.commands.predict", "images in; pictures, COCO json, label maps out"),
+    "compare": ("comer_d2.d2.commands.compare", "draw ground truth beside prediction"),
+    "convert": ("comer_d2.convert", "convert a checkpoint between projects' names"),
+    "info": ("comer_d2.info", "versions, devices, and what computes the operator"),
+}
+
+
+def usage() -> str:
+    """What `comer-d2 --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: comer-d2 COMMAND ... (comer-d2 COMMAND --help explains each)",
+            "",
+            *lines,
+            "",
+            "example: comer-d2 predict output/ photo.jpg",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: the command's name and its arguments; None: this process's.
+
+    Returns:
+        The exit code: 0; 1 when something failed; 2 for a mistake in the command or a file.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    name = " ".join(arguments[:words])
+    if name not in COMMANDS:
+        print(f"comer-d2: there is no command '{name}'\n\n{usage()}", file=sys.stderr)
+        return 2
+    module, _ = COMMANDS[name]
+    try:
+        command = importlib.import_module(module)
+    except ImportError as error:  # Detectron2, or an optional package: it says what to do
+        print(f"comer-d2 {name}: error: {error}", file=sys.stderr)
+        return 2
+    return command.main(arguments[words:], f"comer-d2 {name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

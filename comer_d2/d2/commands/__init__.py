@@ -1,0 +1,1 @@
+"""The commands of `comer-d2` that stand on Detectron2."""

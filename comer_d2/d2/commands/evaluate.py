@@ -1,0 +1,60 @@
+"""comer-d2 eval: train_net.py --eval-only on a run's folder or a checkpoint."""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+
+from .. import cli
+from ..predictor import find_checkpoint, find_config
+
+EXAMPLE = """\
+examples:
+  comer-d2 eval output/
+  comer-d2 eval output/model_final.pth --num-gpus 8 dataloader.test.num_workers=4
+  comer-d2 eval zoo.pth --config-file configs/COCO/mask_rcnn_comer_s_1x.py"""
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: arguments without the command's name; None: this process's.
+        prog: the command's name.
+
+    Returns:
+        The exit code.
+    """
+    return cli.run_tool(partial(evaluate, parse_arguments(argv, prog), prog), prog)
+
+
+def parse_arguments(argv: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
+    """Read the command line; see EXAMPLE."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Measure a model on its config's test data; writes evaluation.json into "
+        "train.output_dir.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a run's output folder (its model_best.pth, or else model_final.pth), or a checkpoint",
+    )
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="its config (the config.yaml beside the checkpoint)"
+    )
+    parser.add_argument(
+        "--num-gpus", type=int, metavar="N", help="processes, one GPU each (default 1)"
+    )
+    cli.add_overrides(parser)
+    return parser.parse_intermixed_args(argv)
+
+
+def evaluate(args: argparse.Namespace, prog: str | None) -> int:
+    """Evaluate what a command line names."""
+    checkpoint = find_checkpoint(args.model)
+    config = find_config(checkpoint, args.config_file)
+    processes = [] if args.num_gpus is None else ["--num-gpus", str(args.num_gpus)]
+    named = ["--eval-only", "--config-file", str(config), f"train.init_checkpoint={checkpoint}"]
+    return cli.main([*named, *processes, *args.opts], prog)

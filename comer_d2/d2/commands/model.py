@@ -1,0 +1,61 @@
+"""The arguments that name a trained model."""
+
+import argparse
+
+from ..predictor import DEFAULT_THRESHOLD, DTYPES, Predictor, Threshold, load
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the model and how it predicts; `model_of` and `threshold_of` read them."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a run's output folder (its model_best.pth, or else model_final.pth), or a checkpoint",
+    )
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--config-file", metavar="FILE", help="its config (the config.yaml beside the checkpoint)"
+    )
+    group.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="value of the config to change",
+    )
+    group.add_argument("--device", help="cuda or cpu (the config's train.device)")
+    group.add_argument("--dtype", choices=DTYPES, default="float32", help="(%(default)s)")
+    group.add_argument(
+        "--threshold",
+        type=float,
+        default=DEFAULT_THRESHOLD,
+        help="lowest score of an object, 0 to 1 (%(default)s)",
+    )
+    group.add_argument(
+        "--class-threshold",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="the same for one class",
+    )
+
+
+def model_of(args: argparse.Namespace) -> Predictor:
+    """Load the model that a command line names."""
+    return load(
+        args.model,
+        config_file=args.config_file,
+        overrides=args.override,
+        device=args.device,
+        dtype=args.dtype,
+    )
+
+
+def threshold_of(args: argparse.Namespace, model: Predictor) -> Threshold:
+    """The thresholds that a command line asks for."""
+    if not args.class_threshold:
+        return args.threshold
+    given = dict(entry.rpartition("=")[::2] for entry in args.class_threshold)
+    return dict.fromkeys(model.class_names, args.threshold) | {
+        n: float(v) for n, v in given.items()
+    }

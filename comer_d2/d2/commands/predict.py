@@ -1,0 +1,257 @@
+"""comer-d2 predict: images in, pictures, COCO results and label maps out."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ...weights.files import write_atomically
+from ..cli import run_tool
+from ..data.custom_segmentation import IMAGE_ENDINGS
+from ..data.panoptic_png import write_panoptic_png
+from ..errors import UserError
+from ..image_input import ImageLike
+from ..results import Result
+from ..visualization.sheet import save_picture
+from .coco_ids import CocoIds, coco_ids
+from .model import add_model_arguments, model_of, threshold_of
+
+SMALLEST_PICTURE = 640  # pixels: smaller images are enlarged, so that labels can be read
+SHOWN = 8  # objects that are named of each image
+EXAMPLE = """\
+examples:
+  comer-d2 predict output/ photo.jpg
+  comer-d2 predict output/ photos/ --json --threshold 0.3 --output found/
+  comer-d2 predict model.pth --config-file my_config.py a.jpg b.jpg --device cuda --dtype bfloat16"""
+
+
+def parse_arguments(argv: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
+    """Read the command line; see EXAMPLE."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Predict images and draw what was found.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_arguments(parser)
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image files, and folders that are searched"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("predictions"),
+        help="folder; a picture gets its image's path in it (%(default)s)",
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="write the objects to results.json, COCO's results format",
+    )
+    parser.add_argument(
+        "--annotations",
+        metavar="FILE",
+        help="COCO json whose image and category ids --json takes (the config's validation data)",
+    )
+    parser.add_argument(
+        "--label-maps",
+        action="store_true",
+        help="write label_maps/*.png: class numbers of a semantic model, segment ids of a panoptic "
+        "one (in COCO's colours, with panoptic.json)",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=1, help="images of one size together (%(default)s)"
+    )
+    return parser.parse_args(argv)
+
+
+def find_images(inputs: Sequence[str], output: Path) -> dict[str, Path]:
+    """The images that inputs stand for, and the path of each below the output folder.
+
+    Args:
+        inputs: files, and folders that are searched for images.
+        output: a folder that is not searched: it may lie in one of the inputs.
+
+    Returns:
+        Path of an image -> its path relative to the folder that all inputs share, so that equal
+        names in different folders stay apart.
+
+    Raises:
+        UserError: an input does not exist, a folder holds no image, or a picture would replace an image.
+    """
+    files: dict[Path, None] = {}
+    folders = []
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            folders.append(path.resolve())
+            found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGE_ENDINGS]
+            found = [p for p in found if not p.resolve().is_relative_to(output.resolve())]
+            if not found:
+                raise UserError(f"no images in '{name}' ({', '.join(IMAGE_ENDINGS)})")
+            files |= dict.fromkeys(found)
+        elif path.exists():
+            folders.append(path.resolve().parent)
+            files[path] = None
+        else:
+            raise UserError(f"'{name}' does not exist")
+    root = os.path.commonpath(folders)
+    # Not resolved themselves: a link is named as it is called.
+    relative = {str(p): Path(os.path.relpath(p.parent.resolve() / p.name, root)) for p in files}
+    replaced = [p for p, end in relative.items() if (output / end).resolve() == Path(p).resolve()]
+    if replaced:
+        raise UserError(f"the picture of '{replaced[0]}' would replace it: choose another --output")
+    return relative
+
+
+class Writer:
+    """Writes what was found in images, one after the other; `close` writes the jsons.
+
+    Args:
+        output: folder.
+        places: path of each image -> path of its picture below `output`.
+        pictures: whether pictures are drawn.
+        objects: whether results.json is written.
+        label_maps: whether label maps are written.
+        image_id: path of an image -> its number.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        places: dict[str, Path],
+        *,
+        pictures: bool,
+        objects: bool,
+        label_maps: bool,
+        image_id: Callable[[str], int],
+    ) -> None:
+        self.output = output
+        self.places = places
+        self.pictures = pictures
+        self.label_maps = label_maps
+        self.image_id = image_id
+        self.objects: list[dict[str, Any]] | None = [] if objects else None
+        self.panoptic: list[dict[str, Any]] = []
+        output.mkdir(parents=True, exist_ok=True)
+
+    def write(self, result: Result) -> None:
+        """Write what was found in one image."""
+        place = self.places[result.file_name]
+        if self.pictures:
+            scale = max(1.0, SMALLEST_PICTURE / max(result.image.shape[:2]))
+            path = self.output / place
+            if path.suffix.lower() not in Image.registered_extensions():
+                path = path.with_name(f"{path.name}.png")
+            save_picture(result.draw(scale=scale), path)
+        if self.objects is not None:
+            entries = result.to_coco(self.image_id(result.file_name))
+            self.objects += [{**entry, "file_name": result.file_name} for entry in entries]
+        if self.label_maps:
+            self._write_label_map(result, Path("label_maps") / place.with_name(f"{place.name}.png"))
+
+    def _write_label_map(self, result: Result, place: Path) -> None:
+        path = self.output / place
+        if result.segments is None:
+            if result.label_map is None:
+                raise UserError("--label-maps: this model predicts no label maps")
+            deep = len(result.class_names) > 256
+            save_picture(
+                Image.fromarray(result.label_map.astype(np.uint16 if deep else np.uint8)), path
+            )
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_panoptic_png(result.segments, path)
+        ids = result.category_ids or range(1, len(result.class_names) + 1)
+        self.panoptic.append(
+            {
+                "image_id": self.image_id(result.file_name),
+                "file_name": place.relative_to("label_maps").as_posix(),
+                "segments_info": [
+                    {"id": s["id"], "category_id": ids[s["category_id"]], "score": s["score"]}
+                    for s in result.segments_info
+                ],
+            }
+        )
+
+    def close(self) -> None:
+        """Write the jsons of all that was found so far."""
+        if self.objects is not None:
+            self._write_json("results.json", self.objects)
+            print(f"{len(self.objects)} objects -> {self.output / 'results.json'}")
+        if self.panoptic:
+            self._write_json("panoptic.json", {"annotations": self.panoptic})
+
+    def _write_json(self, name: str, content: Any) -> None:
+        text = json.dumps(content)
+        write_atomically(self.output / name, lambda temporary: temporary.write_text(text))
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: arguments without the command's name; None: this process's.
+        prog: the command's name.
+
+    Returns:
+        0; 1 when an image could not be read.
+    """
+    return run_tool(partial(predict, parse_arguments(argv, prog)), prog)
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Predict what a command line names; see `main`."""
+    places = find_images(args.images, args.output)
+    model = model_of(args)
+    threshold = threshold_of(args, model)
+    ids = CocoIds()
+    if args.json or args.label_maps:
+        ids = coco_ids(model.cfg, model.class_names, args.annotations)
+        model.category_ids = ids.category_ids
+        if ids.category_ids is None:
+            print("The data's json is not here: category ids count the model's classes from 1.")
+    bad: list[str] = []
+
+    def skip(image: ImageLike, error: UserError) -> None:
+        bad.append(str(error))
+        tqdm.write(f"left out: {error}", file=sys.stderr)
+
+    writer = Writer(
+        args.output,
+        places,
+        pictures=not args.no_pictures,
+        objects=args.json,
+        label_maps=args.label_maps,
+        image_id=ids.image_id,
+    )
+    results = model.stream(places, threshold=threshold, batch_size=args.batch_size, on_error=skip)
+    bar = tqdm(total=len(places), unit="image", disable=len(places) < 2)
+    try:
+        for result in results:
+            writer.write(result)
+            tqdm.write(f"{result.file_name}: {_shortened(result.names()) or 'nothing'}")
+            bar.update(1)
+    finally:  # what was found before Ctrl-C or an error is kept
+        bar.close()
+        writer.close()
+    if args.json and ids.images and ids.new:
+        print(f"{len(ids.new)} images are not in the data's json: numbered after its images.")
+    print(f"{len(places) - len(bad)} images -> {args.output}")
+    if bad:
+        print(f"{len(bad)} of {len(places)} images could not be read", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _shortened(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:SHOWN])
+    return shown + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")
