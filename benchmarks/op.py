@@ -99,7 +99,7 @@ def implementations(case: str, batch: int, spread: float, device: str, names: li
     import torch
 
     from comer_d2 import ops
-    from comer_d2.ops.reference import locations_and_weights
+    from comer_d2.ops.ms_deform_attn_reference import locations_and_weights
 
     value, shapes, projected, reference = make_inputs(case, batch, spread, device)
     locations, weights = locations_and_weights(shapes, projected, reference, value.shape[2])
@@ -244,6 +244,25 @@ def machine(device: str) -> dict[str, str]:
     }  # fmt: skip
 
 
+def require_compiled(device: str) -> None:
+    """Ends the program where PyTorch's code would be measured in the operators' place."""
+    from comer_d2 import ops
+
+    status = ops.library_status()[device]
+    if not status.startswith("compiled"):
+        raise SystemExit(f"there is nothing to measure: {status}")
+
+
+def write(path: Path | None, result: dict) -> None:
+    """Writes the figures, if a path is given."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
 def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(math.log(value) for value in values) / len(values))
 
@@ -251,12 +270,8 @@ def geometric_mean(values: list[float]) -> float:
 def run(options: argparse.Namespace) -> dict:
     import torch
 
-    from comer_d2 import ops
-
     torch.set_num_threads(options.threads)
-    status = ops.library_status()[options.device]
-    if not status.startswith("compiled"):
-        raise SystemExit(f"there is nothing to measure: {status}")
+    require_compiled(options.device)
     ours = ["comer_d2", "comer_d2 bf16", "unfused", "fused"]
     rivals = ["grid_sample"] + (["baseline"] if options.device == "cuda" else [])
     result = {
@@ -320,12 +335,7 @@ def main() -> None:
     if options.device == "cpu" and options.malloc == "fault-free":
         restart_without_page_faults()
     print("\n".join(f"{key}: {value}" for key, value in machine(options.device).items()))
-    result = run(options)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        temporary = options.json.with_suffix(".tmp")
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(temporary, options.json)
+    write(options.json, run(options))
 
 
 if __name__ == "__main__":

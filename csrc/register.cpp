@@ -3,8 +3,7 @@
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
-#include "cpu/ms_deform_attn_cpu.h"
-#include "ms_deform_attn.h"
+#include "cpu/kernels.h"
 
 // spatial_shapes is the flat list H0, W0, H1, W1, ...: integers, so that no call waits for a device.
 STABLE_TORCH_LIBRARY(comer_d2, m) {
@@ -21,6 +20,12 @@ STABLE_TORCH_LIBRARY(comer_d2, m) {
   m.def(
       "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "
       "Tensor projected, Tensor reference_points, bool deterministic=False) -> (Tensor, Tensor)");
+  m.def(
+      "token_depthwise_conv(Tensor tokens, SymInt[] spatial_shapes, Tensor weight, Tensor bias, "
+      "int[] kernel_sizes) -> Tensor");
+  m.def(
+      "token_depthwise_conv_backward(Tensor grad_output, Tensor tokens, SymInt[] spatial_shapes, "
+      "Tensor weight, Tensor bias, int[] kernel_sizes) -> (Tensor, Tensor, Tensor)");
 }
 
 namespace {

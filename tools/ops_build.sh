@@ -39,7 +39,8 @@ FORCE_CUDA=0 COMER_D2_CXX_FLAGS="$compile" LDFLAGS="$link" \
 export OMP_WAIT_POLICY=passive PYTHONPATH=$copy
 if [ "$kind" = static ]; then
   "$python" -c "import comer_d2.ops as ops; print(ops.library_status()['cpu']); assert ops.cpu_capability()"
-  "$python" -m pytest -q -p no:cacheprovider tests/ops/test_*attn.py tests/ops/test_dispatch.py "$@"
+  "$python" -m pytest -q -p no:cacheprovider tests/ops/test_*attn.py tests/ops/test_token*.py \
+    tests/ops/test_dispatch.py "$@"
   exit
 fi
 
@@ -56,5 +57,5 @@ EOS
 ); do
   echo "$capability:"
   COMER_D2_CPU_CAPABILITY=$capability "$python" -m pytest -q -p no:cacheprovider \
-    tests/ops/test_*attn.py "$@"
+    tests/ops/test_*attn.py tests/ops/test_token*.py "$@"
 done

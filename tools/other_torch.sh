@@ -28,4 +28,5 @@ status = library_status()["cpu"]
 print(f"torch {torch.__version__}: {status}")
 raise SystemExit(None if status.startswith("compiled") else "the binary did not load")
 EOT
-"$environment/bin/pytest" -q -p no:cacheprovider tests/ops/test_ms_deform_attn.py tests/ops/test_dispatch.py "$@"
+"$environment/bin/pytest" -q -p no:cacheprovider tests/ops/test_*attn.py \
+  tests/ops/test_token*.py tests/ops/test_dispatch.py "$@"

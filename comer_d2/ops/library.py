@@ -84,7 +84,7 @@ def warn_of_fallback(device_type: str) -> None:
     problems = {"cpu": _cpu_problem, "cuda": _cuda_problem}
     problem = problems.get(device_type) or f"there is no kernel for {device_type}"
     warnings.warn(
-        f"deformable attention runs as plain PyTorch, several times slower: {problem}. Build it "
+        f"comer_d2's operators run as plain PyTorch, several times slower: {problem}. Build it "
         "with `pip install --no-build-isolation -e .` in the repository of comer_d2.",
         OperatorWarning,
         stacklevel=2,

@@ -7,12 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import dispatch
-from .reference import ms_deform_attn_fused_reference
-
-
-def _flat(spatial_shapes: Sequence[tuple[int, int]]) -> list[int]:
-    return [size for height, width in spatial_shapes for size in (height, width)]
+from .ms_deform_attn_dispatch import check, check_fused
+from .ms_deform_attn_reference import ms_deform_attn_fused_reference
+from .registry import flat, ops
 
 
 def ms_deform_attn(
@@ -43,10 +40,8 @@ def ms_deform_attn(
     Source: Eq. 3 of arXiv 2010.04159; used as in Sec. 3.3 of arXiv 2403.07392.
     """
     if not torch.is_autocast_enabled(value.device.type):
-        dispatch.check(value, spatial_shapes, sampling_locations, attention_weights)
-    return dispatch.ops.ms_deform_attn(
-        value, _flat(spatial_shapes), sampling_locations, attention_weights
-    )
+        check(value, spatial_shapes, sampling_locations, attention_weights)
+    return ops.ms_deform_attn(value, flat(spatial_shapes), sampling_locations, attention_weights)
 
 
 def ms_deform_attn_fused(
@@ -79,10 +74,8 @@ def ms_deform_attn_fused(
             value, spatial_shapes, projected, reference_points, attention=ms_deform_attn
         )
     if not torch.is_autocast_enabled(value.device.type):
-        dispatch.check_fused(value, spatial_shapes, projected, reference_points)
-    return dispatch.ops.ms_deform_attn_fused(
-        value, _flat(spatial_shapes), projected, reference_points
-    )
+        check_fused(value, spatial_shapes, projected, reference_points)
+    return ops.ms_deform_attn_fused(value, flat(spatial_shapes), projected, reference_points)
 
 
 def ms_deform_attn_from_tensors(

@@ -18,4 +18,4 @@
 #include <immintrin.h>
 #endif
 
-#include "ms_deform_attn_cpu.h"
+#include "kernels.h"

@@ -16,6 +16,7 @@
 #include <type_traits>
 
 #include "../ms_deform_attn.h"
+#include "../token_depthwise_conv.h"
 
 namespace comer_d2::cuda {
 

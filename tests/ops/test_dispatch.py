@@ -125,6 +125,31 @@ def test_double_backward_says_that_there_is_none():
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_forward_mode_says_that_there_is_none(which):
+    value, locations, weights = (tensor.detach() for tensor in arguments())
+    value_f, projected, reference = (tensor.detach() for tensor in fused_arguments())
+    flat = (value, FLAT, locations, weights)
+    raw = torch.ops.comer_d2
+    for call, name, primal in (
+        (lambda v: ms_deform_attn(v, SHAPES, locations, weights), "ms_deform_attn", value),
+        (lambda w: ms_deform_attn(value, SHAPES, locations, w), "ms_deform_attn", weights),
+        (lambda p: ms_deform_attn_fused(value_f, SHAPES, p, reference), "_fused", projected),
+        (lambda loc: raw.ms_deform_attn(value, FLAT, loc, weights), "ms_deform_attn", locations),
+        (lambda g: raw.ms_deform_attn_backward(g, *flat)[0], "_backward", torch.randn(2, 6, 16)),
+    ):
+        tangent = torch.ones_like(primal)
+        with pytest.raises(NotImplementedError, match=f"{name} has no forward-mode derivative"):
+            if which == 0:
+                torch.func.jvp(call, (primal,), (tangent,))
+            else:
+                with torch.autograd.forward_ad.dual_level():
+                    call(torch.autograd.forward_ad.make_dual(primal, tangent))
+    with torch.autograd.forward_ad.dual_level():  # nothing asks for one here
+        assert torch.equal(ms_deform_attn(value, SHAPES, locations, weights),
+                           raw.ms_deform_attn(*flat))  # fmt: skip
+
+
 def test_vmap_says_what_to_do():
     value, locations, weights = (tensor.detach() for tensor in arguments())
     mapped = torch.vmap(lambda v: ms_deform_attn(v, SHAPES, locations, weights))

@@ -45,6 +45,21 @@ for dtype, tolerance in (
             for a, b in zip(got, wanted):
                 error = (a.double() - b).abs().max() / b.abs().max()
                 assert error < tolerance, (dtype, head_dim, error)
+        tokens = torch.randn(2, 138, 2 * head_dim).to(dtype).requires_grad_()
+        sets = [
+            [torch.randn(head_dim, 1, k, k, dtype=geometry).requires_grad_() for k in (3, 5)]
+            for _ in shapes
+        ]
+        leaves = [tokens, *(kernel for row in sets for kernel in row)]
+        wide = [tensor.detach().double().requires_grad_() for tensor in leaves]
+        wide_sets = [wide[1:3], wide[3:5], wide[5:7]]
+        expected = token_depthwise_conv_reference(wide[0], shapes, wide_sets)
+        grad = torch.randn(expected.shape).to(dtype)
+        output = token_depthwise_conv(tokens, shapes, sets)
+        got = [output, *torch.autograd.grad(output, leaves, grad)]
+        for a, b in zip(got, [expected, *torch.autograd.grad(expected, wide, grad.double())]):
+            error = (a.double() - b).abs().max() / b.abs().max()
+            assert error < tolerance, (dtype, head_dim, "convolution", error)
 """
 
 # What an editable install of another checkout leaves in the interpreter: it knows a library for names
@@ -68,7 +83,7 @@ with warnings.catch_warnings(record=True) as caught:
     for _ in range(2):
         output = ops.ms_deform_attn(value, [(4, 5), (2, 3)], locations, weights)
         grads = torch.autograd.grad(output.sum(), (value, locations, weights))
-    direct = ops.dispatch.ops.ms_deform_attn(value, [4, 5, 2, 3], locations, weights)
+    direct = ops.registry.ops.ms_deform_attn(value, [4, 5, 2, 3], locations, weights)
     projected = torch.randn(2, 6, 36, requires_grad=True)
     fused = ops.ms_deform_attn_fused(value, [(4, 5), (2, 3)], projected, torch.rand(1, 6, 1, 2))
     fused.sum().backward()
@@ -81,6 +96,12 @@ expected = ops.ms_deform_attn_reference(value, [(4, 5), (2, 3)], locations, weig
 assert torch.equal(output, expected) and torch.equal(direct, expected)
 for a, b in zip(grads, torch.autograd.grad(expected.sum(), (value, locations, weights))):
     assert torch.equal(a, b)
+tokens, kernel = torch.randn(2, 26, 8), torch.randn(8, 1, 3, 3, requires_grad=True)
+convolved = ops.token_depthwise_conv(tokens, [(4, 5), (2, 3)], kernel)
+wanted = ops.token_depthwise_conv_reference(tokens, [(4, 5), (2, 3)], kernel)
+assert torch.equal(convolved, wanted)
+a, b = (torch.autograd.grad(x.square().sum(), kernel)[0] for x in (convolved, wanted))
+torch.testing.assert_close(a, b)
 try:
     ops.ms_deform_attn(value[:, 1:], [(4, 5), (2, 3)], locations, weights)
 except ValueError as error:
@@ -166,6 +187,8 @@ def test_the_cuda_library_holds_a_kernel_for_every_schema():
         "ms_deform_attn_fused_backward",
         "ms_deform_attn_baseline",
         "ms_deform_attn_baseline_backward",
+        "token_depthwise_conv",
+        "token_depthwise_conv_backward",
     ):
         has = torch._C._dispatch_has_kernel_for_dispatch_key(f"comer_d2::{name}", "CUDA")
         assert has, name

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../ms_deform_attn.h"
+#include "../token_depthwise_conv.h"
 
 namespace comer_d2::cpu {
 
@@ -29,10 +30,32 @@ struct BackwardCall {
   SampleGrads grads;
 };
 
+// Weights are packed, (k, k, channels) for each set and group, in the type of the arithmetic; so is the
+// bias, (sets, C).
+struct ConvCall {
+  const ConvSizes& sizes;
+  const void* tokens;
+  const void* weight;
+  const void* bias;
+  void* output;
+};
+
+struct ConvBackwardCall {
+  const ConvSizes& sizes;
+  const void* tokens;
+  const void* grad_output;
+  const void* flipped_weight; // packed, each kernel turned by 180 degrees
+  void* grad_tokens;
+  void* grad_weight; // packed
+  void* grad_bias;
+};
+
 struct Kernels {
   const char* name;
   void (*forward)(const ForwardCall&, ScalarType);
   void (*backward)(const BackwardCall&, ScalarType);
+  void (*convolve)(const ConvCall&, ScalarType);
+  void (*convolve_backward)(const ConvBackwardCall&, ScalarType);
 };
 
 extern const Kernels kBaselineKernels; // SSE2 on x86-64, whatever the compiler targets elsewhere

@@ -1,83 +1,55 @@
-"""Deformable attention in PyTorch's dispatcher, as far as it is Python's part.
-
-The compiled libraries hold schemas and kernels. What LibTorch's stable ABI leaves to Python is
-here: argument checks that raise ValueError, fake kernels, autograd, autocast, vmap, FLOP formulas, and
-the PyTorch code as the kernel of every device that has no compiled one.
-"""
+"""Deformable attention in PyTorch's dispatcher, as far as it is Python's part."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import library
-from .reference import (
+from .ms_deform_attn_reference import (
     ms_deform_attn_fused_reference,
     ms_deform_attn_fused_reference_backward,
     ms_deform_attn_reference,
     ms_deform_attn_reference_backward,
 )
+from .registry import (
+    check_beside,
+    check_levels,
+    define,
+    ops,
+    pairs,
+    register_autocast,
+    register_autograd,
+    register_fake,
+    register_fallback,
+)
 
-# As csrc/register.cpp has them.
-_SCHEMAS = {
-    "ms_deform_attn": "(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
-    "Tensor attention_weights) -> Tensor",
-    "ms_deform_attn_backward": "(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "
-    "Tensor sampling_locations, Tensor attention_weights, bool deterministic=False) "
-    "-> (Tensor, Tensor, Tensor)",
-    "ms_deform_attn_fused": "(Tensor value, SymInt[] spatial_shapes, Tensor projected, "
-    "Tensor reference_points) -> Tensor",
-    "ms_deform_attn_fused_backward": "(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "
-    "Tensor projected, Tensor reference_points, bool deterministic=False) -> (Tensor, Tensor)",
-}
-_NAMESPACE = "comer_d2_python" if library.is_stale else "comer_d2"
-_registry = torch.library.Library(_NAMESPACE, "FRAGMENT")
-ops = getattr(torch.ops, _NAMESPACE)
-for _name, _schema in _SCHEMAS.items():
-    if not hasattr(ops, _name):
-        _registry.define(_name + _schema)
-
-_VALUE_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_HALF_TYPES = (torch.float16, torch.bfloat16)
-
-
-def pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
-    """[H0, W0, H1, W1, ...] as [(H0, W0), (H1, W1), ...]."""
-    return list(zip(flat[::2], flat[1::2]))
+define(
+    {
+        "ms_deform_attn": "(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
+        "Tensor attention_weights) -> Tensor",
+        "ms_deform_attn_backward": "(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "
+        "Tensor sampling_locations, Tensor attention_weights, bool deterministic=False) "
+        "-> (Tensor, Tensor, Tensor)",
+        "ms_deform_attn_fused": "(Tensor value, SymInt[] spatial_shapes, Tensor projected, "
+        "Tensor reference_points) -> Tensor",
+        "ms_deform_attn_fused_backward": "(Tensor grad_output, Tensor value, "
+        "SymInt[] spatial_shapes, Tensor projected, Tensor reference_points, "
+        "bool deterministic=False) -> (Tensor, Tensor)",
+    }
+)
 
 
 # ------------------------------------------------------------------------------------------------
-# Checks, the same as the compiled kernels', for devices and tracers that do not come there
+# Checks
 
 
 def _check_value(value: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> None:
     if value.dim() != 4:
         raise ValueError(f"value must have shape (N, S, M, D), got {tuple(value.shape)}")
-    if value.dtype not in _VALUE_TYPES:
-        raise ValueError(f"value must be float64, float32, float16 or bfloat16, got {value.dtype}")
-    covered = sum(height * width for height, width in spatial_shapes)
-    if covered != value.shape[1]:
-        raise ValueError(
-            f"spatial_shapes {list(spatial_shapes)} cover {covered} pixels, but value of shape "
-            f"{tuple(value.shape)} has {value.shape[1]}"
-        )
-
-
-def _check_beside(name: str, tensor: Tensor, value: Tensor) -> None:
-    if tensor.device != value.device:
-        raise ValueError(
-            f"{name} must be on the device of value, {value.device}, got {tensor.device}"
-        )
-    beside_half = tensor.dtype == torch.float32 and value.dtype in _HALF_TYPES
-    if tensor.dtype != value.dtype and not beside_half:
-        raise ValueError(
-            f"{name} must have value's dtype ({value.dtype}) or float32 beside a half type, "
-            f"got {tensor.dtype}"
-        )
+    check_levels("value", value, spatial_shapes)
 
 
 def check(
@@ -91,8 +63,8 @@ def check(
     shape, levels = tuple(sampling_locations.shape), len(spatial_shapes)
     if sampling_locations.dim() != 6:
         raise ValueError(f"sampling_locations must have shape (N, Q, M, L, P, 2), got {shape}")
-    _check_beside("sampling_locations", sampling_locations, value)
-    _check_beside("attention_weights", attention_weights, value)
+    check_beside("sampling_locations", sampling_locations, "value", value)
+    check_beside("attention_weights", attention_weights, "value", value)
     if attention_weights.dtype != sampling_locations.dtype:
         raise ValueError(
             "attention_weights must have the dtype of sampling_locations "
@@ -134,7 +106,7 @@ def check_fused(
             "projected must have shape (N, Q, 3 * M * L * P) with N, M of value "
             f"{tuple(value.shape)} and L = {levels} levels, got {tuple(projected.shape)}"
         )
-    _check_beside("projected", projected, value)
+    check_beside("projected", projected, "value", value)
     if reference_points.device != value.device:
         raise ValueError(
             f"reference_points must be on the device of value, {value.device}, got "
@@ -158,11 +130,9 @@ def check_fused(
 # The kernel of every device that has no compiled one
 
 
-def _fall_back(value: Tensor, flat_shapes: Sequence[int], first: Tensor, second: Tensor, *, fused):
-    (check_fused if fused else check)(value, pairs(flat_shapes), first, second)
-    library.warn_of_fallback(value.device.type)
-    function = ms_deform_attn_fused_reference if fused else ms_deform_attn_reference
-    return function(value, pairs(flat_shapes), first, second)
+def _fall_back(value, flat_shapes, locations, weights) -> Tensor:
+    check(value, pairs(flat_shapes), locations, weights)
+    return ms_deform_attn_reference(value, pairs(flat_shapes), locations, weights)
 
 
 def _fall_back_backward(
@@ -173,6 +143,11 @@ def _fall_back_backward(
     )
 
 
+def _fall_back_fused(value, flat_shapes, projected, reference_points) -> Tensor:
+    check_fused(value, pairs(flat_shapes), projected, reference_points)
+    return ms_deform_attn_fused_reference(value, pairs(flat_shapes), projected, reference_points)
+
+
 def _fall_back_fused_backward(
     grad_output, value, flat_shapes, projected, reference_points, deterministic=False
 ) -> tuple[Tensor, Tensor]:
@@ -181,33 +156,30 @@ def _fall_back_fused_backward(
     )
 
 
-for _name, _kernel in (
-    ("ms_deform_attn", functools.partial(_fall_back, fused=False)),
-    ("ms_deform_attn_backward", _fall_back_backward),
-    ("ms_deform_attn_fused", functools.partial(_fall_back, fused=True)),
-    ("ms_deform_attn_fused_backward", _fall_back_fused_backward),
-):
-    _registry.impl(_name, _kernel, "CompositeExplicitAutograd")
+register_fallback("ms_deform_attn", _fall_back)
+register_fallback("ms_deform_attn_backward", _fall_back_backward)
+register_fallback("ms_deform_attn_fused", _fall_back_fused)
+register_fallback("ms_deform_attn_fused_backward", _fall_back_fused_backward)
 
 
 # ------------------------------------------------------------------------------------------------
 # Fake kernels, for torch.compile and export
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::ms_deform_attn")
+@register_fake("ms_deform_attn")
 def _fake(value: Tensor, flat_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     check(value, pairs(flat_shapes), locations, weights)
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::ms_deform_attn_backward")
+@register_fake("ms_deform_attn_backward")
 def _fake_backward(
     grad_output, value, flat_shapes, locations, weights, deterministic=False
 ) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(tensor.new_empty(tensor.shape) for tensor in (value, locations, weights))
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::ms_deform_attn_fused")
+@register_fake("ms_deform_attn_fused")
 def _fake_fused(
     value: Tensor, flat_shapes: Sequence[int], projected: Tensor, reference_points: Tensor
 ) -> Tensor:
@@ -215,7 +187,7 @@ def _fake_fused(
     return value.new_empty(value.shape[0], projected.shape[1], value.shape[2] * value.shape[3])
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::ms_deform_attn_fused_backward")
+@register_fake("ms_deform_attn_fused_backward")
 def _fake_fused_backward(
     grad_output, value, flat_shapes, projected, reference_points, deterministic=False
 ) -> tuple[Tensor, Tensor]:
@@ -226,8 +198,8 @@ def _fake_fused_backward(
 # Autograd
 
 
-def _save(ctx, inputs, output) -> None:
-    value, ctx.flat_shapes, first, second = inputs
+def _save(ctx, value, flat_shapes, first, second) -> None:
+    ctx.flat_shapes = flat_shapes
     ctx.save_for_backward(value, first, second)
 
 
@@ -257,23 +229,8 @@ def _fused_backward(ctx, grad_output: Tensor):
     return grad_value, None, grad_projected, None
 
 
-def _save_nothing(ctx, inputs, output) -> None:
-    pass
-
-
-def _refuse_double_backward(ctx, *grads):
-    raise NotImplementedError(
-        "deformable attention has no second derivative here; ms_deform_attn_reference has one"
-    )
-
-
-for _name, _function in (("ms_deform_attn", _backward), ("ms_deform_attn_fused", _fused_backward)):
-    torch.library.register_autograd(f"{_NAMESPACE}::{_name}", _function, setup_context=_save)
-    # Registered although it only raises: an unregistered backward gives wrong second derivatives
-    # with no more than a warning.
-    torch.library.register_autograd(
-        f"{_NAMESPACE}::{_name}_backward", _refuse_double_backward, setup_context=_save_nothing
-    )
+register_autograd("ms_deform_attn", _backward, _save, "ms_deform_attn_reference")
+register_autograd("ms_deform_attn_fused", _fused_backward, _save, "ms_deform_attn_fused_reference")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -281,36 +238,27 @@ for _name, _function in (("ms_deform_attn", _backward), ("ms_deform_attn_fused",
 # coarse; what is in the half type already gains nothing from being widened.
 
 
-def _autocast(value: Tensor, flat_shapes, first: Tensor, second: Tensor, *, name, device_type):
-    if value.dtype != torch.float64:
-        value = value.to(torch.get_autocast_dtype(device_type))
-        fused = name == "ms_deform_attn_fused"
-        if first.dtype != value.dtype or (second.dtype != value.dtype and not fused):
-            first, second = first.float(), second.float()
-    with torch.autocast(device_type, enabled=False):
-        return getattr(ops, name)(value, flat_shapes, first, second)
+def _cast(dtype, value: Tensor, flat_shapes, locations: Tensor, weights: Tensor) -> tuple:
+    if value.dtype == torch.float64:
+        return value, flat_shapes, locations, weights
+    if not locations.dtype == weights.dtype == dtype:
+        locations, weights = locations.float(), weights.float()
+    return value.to(dtype), flat_shapes, locations, weights
 
 
-for _name in ("ms_deform_attn", "ms_deform_attn_fused"):
-    for _device_type, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        _registry.impl(
-            _name, functools.partial(_autocast, name=_name, device_type=_device_type), _key
-        )
+def _cast_fused(dtype, value: Tensor, flat_shapes, projected: Tensor, reference: Tensor) -> tuple:
+    if value.dtype == torch.float64:
+        return value, flat_shapes, projected, reference
+    projected = projected if projected.dtype == dtype else projected.float()
+    return value.to(dtype), flat_shapes, projected, reference
+
+
+register_autocast("ms_deform_attn", _cast)
+register_autocast("ms_deform_attn_fused", _cast_fused)
 
 
 # ------------------------------------------------------------------------------------------------
-# vmap and FLOPs
-
-
-def _refuse_vmap(info, in_dims, *args):
-    raise NotImplementedError(
-        "deformable attention is not mapped by vmap: put the mapped dimension into the batch "
-        "dimension of the arguments"
-    )
-
-
-for _name in _SCHEMAS:
-    torch.library.register_vmap(f"{_NAMESPACE}::{_name}", _refuse_vmap)
+# FLOPs
 
 
 def _flops(samples_times_channels: int, passes: int) -> int:
