@@ -11,15 +11,10 @@ rounds, ratios are medians of the rounds' ratios.
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import nullcontext
 
-import op
+import rounds
 
 SIZES = {
     "T": {"embed_dim": 192, "num_heads": 3, "deform_num_heads": 6, "deform_ratio": 1.0},
@@ -36,30 +31,14 @@ CASES = [
 ]
 
 
-@contextmanager
-def plain(attention: bool) -> Iterator[None]:
-    """PyTorch's own linear layers and, with `attention`, `grid_sample` while the context is open."""
-    from comer_d2.network import deform_attn, linear
-    from comer_d2.ops import ms_deform_attn_fused_reference
-
-    compiled, chosen = deform_attn.ms_deform_attn_fused, linear.by_convolution
-    linear.by_convolution = lambda x: False
-    if attention:
-        deform_attn.ms_deform_attn_fused = ms_deform_attn_fused_reference
-    try:
-        yield
-    finally:
-        deform_attn.ms_deform_attn_fused, linear.by_convolution = compiled, chosen
-
-
 VARIANTS = {
     "comer_d2": nullcontext,
-    "operator only": lambda: plain(attention=False),
-    "grid_sample": lambda: plain(attention=True),
+    "operator only": lambda: rounds.plain_layers(attention=False),
+    "grid_sample": rounds.plain_layers,
 }
 
 
-def measure(size: str, image_size: tuple[int, int], direction: str, rounds: int) -> dict:
+def measure(size: str, image_size: tuple[int, int], direction: str, count: int) -> dict:
     """Milliseconds of both, and the median of their ratios."""
     import torch
 
@@ -77,43 +56,30 @@ def measure(size: str, image_size: tuple[int, int], direction: str, rounds: int)
             net.train().zero_grad()
             sum(output.sum() for output in net(image).values()).backward()
 
-    times: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for round_number in range(rounds + 1):
-        for name, context in VARIANTS.items():
+    def within(context: Callable) -> Callable[[], None]:
+        def run() -> None:
             with context():
-                elapsed = op.timed(call, "cpu")
-            if round_number:  # the first round warms up
-                times[name].append(elapsed)
+                call()
+
+        return run
+
+    calls = {name: within(context) for name, context in VARIANTS.items()}
+    times = rounds.take_turns(calls, count, "cpu")
     rival = times["grid_sample"]
     return {
         "size": size,
         "image": list(image_size),
         "direction": direction,
-        "milliseconds": {name: statistics.median(values) for name, values in times.items()},
+        "milliseconds": rounds.medians(times),
         "fastest milliseconds": {name: min(values) for name, values in times.items()},
-        "grid_sample / comer_d2": median_ratio(rival, times["comer_d2"]),
-        "grid_sample / operator only": median_ratio(rival, times["operator only"]),
+        "grid_sample / comer_d2": rounds.median_ratio(rival, times["comer_d2"]),
+        "grid_sample / operator only": rounds.median_ratio(rival, times["operator only"]),
     }
 
 
-def median_ratio(a: list[float], b: list[float]) -> float:
-    return statistics.median([x / y for x, y in zip(a, b, strict=True)])
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds (%(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="(%(default)s)")
-    parser.add_argument("--malloc", choices=["fault-free", "default"], default="fault-free")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    options = parser.parse_args()
-    if options.malloc == "fault-free":
-        op.restart_without_page_faults()
-    import torch
-
-    torch.set_num_threads(options.threads)
-    machine = op.machine("cpu")
-    print("\n".join(f"{key}: {value}" for key, value in machine.items()))
+    options = rounds.parser(__doc__.splitlines()[0]).parse_args()
+    machine = rounds.start(options, "cpu")
     rows = []
     print(" " * 42 + "".join(f"{name:>16}" for name in VARIANTS) + "   ratio, of the operator only")
     for size, (height, width), direction in CASES:
@@ -125,10 +91,7 @@ def main() -> None:
             + f"{row['grid_sample / comer_d2']:8.2f}{row['grid_sample / operator only']:8.2f}",
             flush=True,
         )
-    if options.json:
-        result = {"command": " ".join(["python", *sys.argv]), "machine": machine, "rows": rows}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    rounds.write(options, machine, rows)
 
 
 if __name__ == "__main__":

@@ -14,17 +14,14 @@ process held before it.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import op
+import rounds
 
 # ViT-CoMer-S under the head of the published recipes: stride -> channels.
 CHANNELS = 384
@@ -86,22 +83,6 @@ def repeated_mask_attention(ours):
     return attention.to(ours.in_proj_weight.device)
 
 
-@contextmanager
-def structure(variant: str) -> Iterator[None]:
-    """While open, attention and linear layers are those of the variant."""
-    from comer_d2.network import deform_attn, linear
-    from comer_d2.ops import ms_deform_attn_fused_reference
-
-    fused, chosen = deform_attn.ms_deform_attn_fused, linear.by_convolution
-    if variant != "comer_d2":
-        deform_attn.ms_deform_attn_fused = ms_deform_attn_fused_reference
-        linear.by_convolution = lambda x: False
-    try:
-        yield
-    finally:
-        deform_attn.ms_deform_attn_fused, linear.by_convolution = fused, chosen
-
-
 def make_features(side: int, device: str):
     import torch
 
@@ -124,7 +105,7 @@ def make_call(variant: str, side: int, direction: str, dtype: str, device: str) 
         head.eval()  # without the auxiliary outputs, which the official head always returns
 
     def call():
-        with structure(variant):
+        with nullcontext() if variant == "comer_d2" else rounds.plain_layers():
             if direction == "forward":
                 with torch.no_grad(), half:
                     return head(features)
@@ -155,22 +136,18 @@ def check(device: str) -> None:
     print(f"largest difference of the last prediction's class logits: {difference:.1e}")
 
 
-def measure(side: int, direction: str, dtype: str, rounds: int, device: str) -> dict:
+def measure(side: int, direction: str, dtype: str, count: int, device: str) -> dict:
     """Milliseconds of both, and the median of their ratios."""
     calls = {v: make_call(v, side, direction, dtype, device) for v in VARIANTS}
-    times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    for number in range(rounds + 1):
-        for variant, call in calls.items():
-            elapsed = op.timed(call, device)
-            if number:  # the first round warms up
-                times[variant].append(elapsed)
-    ratios = [b / a for a, b in zip(*times.values(), strict=True)]
+    times = rounds.take_turns(calls, count, device)
     return {
         "image": side,
         "direction": direction,
         "dtype": dtype,
-        "milliseconds": {v: statistics.median(values) for v, values in times.items()},
-        "official structure / comer_d2": statistics.median(ratios),
+        "milliseconds": rounds.medians(times),
+        "official structure / comer_d2": rounds.median_ratio(
+            times[VARIANTS[1]], times[VARIANTS[0]]
+        ),
     }
 
 
@@ -207,21 +184,11 @@ else:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = rounds.parser(__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds (%(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="(%(default)s)")
-    parser.add_argument("--malloc", choices=["fault-free", "default"], default="fault-free")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
-    if options.device == "cpu" and options.malloc == "fault-free":
-        op.restart_without_page_faults()
-    import torch
-
-    torch.set_num_threads(options.threads)
+    machine = rounds.start(options, options.device)
     os.environ["HEAD_THREADS"] = str(options.threads)
-    machine = op.machine(options.device)
-    print("\n".join(f"{key}: {value}" for key, value in machine.items()))
     check(options.device)
     print(f"{'':42}" + "".join(f"{variant:>30}" for variant in VARIANTS) + "   ratio")
     rows = []
@@ -238,10 +205,7 @@ def main() -> None:
             + f"{row['official structure / comer_d2']:8.2f}",
             flush=True,
         )
-    if options.json:
-        result = {"command": " ".join(["python", *sys.argv]), "machine": machine, "rows": rows}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    rounds.write(options, machine, rows)
 
 
 if __name__ == "__main__":
