@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from .data.custom import resolve_dataset
 from .engine.checkpoint import forget_pretrained, load_checkpoint
+from .engine.checks import class_counts
 from .engine.config import load_config, settle_device
 from .errors import UserError
 from .image_input import ImageLike, as_rgb
@@ -325,11 +326,16 @@ def class_names_of(cfg: DictConfig) -> list[str]:
     names = OmegaConf.select(cfg, "dataloader.test.dataset.names")
     name = names if isinstance(names, str) or names is None else names[0]
     metadata = MetadataCatalog.get(name) if name else None
-    if "sem_seg_head" in cfg.model:
-        known = metadata.get("stuff_classes") or metadata.get("thing_classes") if metadata else None
-        head = cfg.model.sem_seg_head
-        count = head.predictor.num_classes if "predictor" in head else head.num_classes
-    else:
-        known = metadata.get("thing_classes") if metadata else None
-        count = cfg.model["roi_heads" if "roi_heads" in cfg.model else "head"].num_classes
-    return list(known) if known else [str(i) for i in range(count)]
+    known = None
+    if metadata and "sem_seg_head" in cfg.model:
+        known = metadata.get("stuff_classes")
+    if metadata and not known:
+        known = metadata.get("thing_classes")
+    if known:
+        return list(known)
+    counts = dict(class_counts(cfg.model.get("sem_seg_head", cfg.model), "model"))
+    if not counts:
+        raise UserError(
+            "neither the test dataset nor the model's config says how many classes it has"
+        )
+    return [str(i) for i in range(next(iter(counts.values())))]

@@ -1,6 +1,6 @@
 """A small ViT-CoMer DINO that learns the boxes of scanned digits on a CPU, from scratch.
 
-The dataset comes from tools/make_digits.py, the backbone from the first quickstart:
+`tools/quickstart.py --data-only` makes the dataset; the backbone is the first quickstart's:
 
 python3 train_net.py --config-file configs/quickstart/dino_comer_digits.py
 """

@@ -17,9 +17,10 @@ from comer_d2.d2.comparison import compare
 from comer_d2.d2.data.custom import resolve_dataset
 from comer_d2.d2.engine.config import load_config
 from comer_d2.d2.errors import UserError
-from comer_d2.d2.predictor import Predictor
+from comer_d2.d2.predictor import Predictor, class_names_of
 from comer_d2.d2.results import Result
 from comer_d2.d2.visualization.drawing import COLORS
+from tests.d2.runs import ROOT
 from tests.d2.untrained import DETECTOR, PANOPTIC, SEMANTIC, write_digits, write_run
 
 EVERYTHING = {"threshold": 0.0}
@@ -322,3 +323,20 @@ def test_supervision_gets_the_same_objects(
         np.testing.assert_array_equal(detections.mask, result.masks)
     else:
         assert detections.mask.sum(0).max() == 1  # segments do not overlap
+
+
+@pytest.mark.parametrize(
+    ("config", "count", "first"),
+    [
+        ("COCO/mask_rcnn_comer_t_1x.py", 80, "person"),
+        ("COCO/dino_comer_s_12ep.py", 80, "person"),
+        ("COCO/panoptic/mask2former_comer_s.py", 133, "person"),
+        ("ADE20K/semantic/upernet_comer_t.py", 150, "wall"),
+    ],
+)
+def test_class_names_of_public_data(config: str, count: int, first: str) -> None:
+    cfg = load_config(str(ROOT / "configs" / config))
+    names = class_names_of(cfg)
+    assert (len(names), names[0].split(",")[0]) == (count, first)
+    cfg.dataloader.test.dataset.names = "unknown"
+    assert class_names_of(cfg) == [str(i) for i in range(count)]

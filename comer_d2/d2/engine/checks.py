@@ -130,11 +130,11 @@ def check_classes(cfg: DictConfig, split: str) -> None:
     if not names:
         return
     metadata = MetadataCatalog.get(names[0])
-    counts = list(_class_counts(cfg.model, "model"))
+    counts = list(class_counts(cfg.model, "model"))
     classes = metadata.get("thing_classes")
     if "roi_heads" not in cfg.model and "sem_seg_head" in cfg.model:
         # One head for all classes; data with label maps or segments list them as stuff_classes.
-        counts = list(_class_counts(cfg.model.sem_seg_head, "model.sem_seg_head"))
+        counts = list(class_counts(cfg.model.sem_seg_head, "model.sem_seg_head"))
         classes = metadata.get("stuff_classes") or classes
     if not classes:
         return
@@ -146,12 +146,20 @@ def check_classes(cfg: DictConfig, split: str) -> None:
             )
 
 
-def _class_counts(node: Any, prefix: str) -> Iterator[tuple[str, int]]:
-    """Every ``num_classes`` that is written out (not interpolated) below a config node."""
+def class_counts(node: Any, prefix: str) -> Iterator[tuple[str, int]]:
+    """Every ``num_classes`` that is written out (not interpolated) below a config node.
+
+    Args:
+        node: of the config.
+        prefix: its full name.
+
+    Yields:
+        Full name and value.
+    """
     if isinstance(node, ListConfig):
         for index in range(len(node)):
             if not OmegaConf.is_interpolation(node, index):
-                yield from _class_counts(node[index], f"{prefix}.{index}")
+                yield from class_counts(node[index], f"{prefix}.{index}")
     elif isinstance(node, DictConfig):
         for name in node:
             if name in _OTHER_CLASSES or OmegaConf.is_interpolation(node, name):
@@ -159,4 +167,4 @@ def _class_counts(node: Any, prefix: str) -> Iterator[tuple[str, int]]:
             if name == "num_classes" and isinstance(node[name], int):
                 yield f"{prefix}.num_classes", node[name]
             else:
-                yield from _class_counts(node[name], f"{prefix}.{name}")
+                yield from class_counts(node[name], f"{prefix}.{name}")
