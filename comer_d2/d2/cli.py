@@ -158,9 +158,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "train_net.py") -> int:
         plan = plan_processes(args, torch.device(cfg.train.device).type, os.environ)
         if fell_back:
             _say_fallback(plan)
-        check_ready(cfg, eval_only=args.eval_only, resume=args.resume)
+        dataset = check_ready(cfg, eval_only=args.eval_only, resume=args.resume)
         # Configs hold functions and classes that need not pickle: new processes load their own.
-        launch(run if plan.starter == "flags" else partial(run, cfg=cfg), args, plan)
+        given = {} if plan.starter == "flags" else {"cfg": cfg}
+        launch(partial(run, dataset=dataset, **given), args, plan)
     except (UserError, Interrupted) as e:
         return report(e, prog)
     except KeyboardInterrupt:

@@ -3,15 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import annotations_to_instances
-from detectron2.structures import BoxMode, Instances
 from PIL import Image
 from tqdm import tqdm
 
-from .data.segmentation_mappers import PanopticMapper
-from .data.semantic_labels import SemanticLabels, read_segments
+from .data.custom import kind_of
 from .image_input import as_rgb
 from .predictor import DEFAULT_THRESHOLD, Predictor, Threshold
 from .results import Result
@@ -74,27 +70,15 @@ def truth_of(
     """
     image = as_rgb(record["file_name"])
     fields: dict[str, Any] = {"stuff_classes": stuff_classes}
+    truth = kind_of(dataset_name).truth(record)
     if task == "semantic":
-        fields["label_map"] = SemanticLabels(dataset_name)(record)
+        fields["label_map"] = truth["sem_seg"]
     elif task == "panoptic":
-        fields["segments"] = read_segments(record)
-        fields["segments_info"] = record["segments_info"]
+        fields["segments"], fields["segments_info"] = truth["panoptic_seg"]
     else:
-        objects = _objects(record, image.shape[:2])
+        objects = truth["instances"]
         fields["boxes"] = objects.gt_boxes.tensor.numpy()
         fields["classes"] = objects.gt_classes.numpy()
         if objects.has("gt_masks"):
-            fields["masks"] = objects.gt_masks.tensor.numpy()
+            fields["masks"] = objects.gt_masks.numpy()
     return Result(image, class_names, record["file_name"], **fields)
-
-
-def _objects(record: dict[str, Any], size: tuple[int, int]) -> Instances:
-    """`gt_boxes`, `gt_classes` and, where there are any, `gt_masks` as bitmasks; no crowds."""
-    if "annotations" not in record:
-        return PanopticMapper(True, augmentations=[], things_only=True)(record)["instances"]
-    shown = []
-    for annotation in record["annotations"]:
-        if not annotation.get("iscrowd", 0):
-            box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-            shown.append({**annotation, "bbox": np.array(box), "bbox_mode": BoxMode.XYXY_ABS})
-    return annotations_to_instances(shown, size, mask_format="bitmask")

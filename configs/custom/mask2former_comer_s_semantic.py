@@ -10,7 +10,6 @@ from ..common.data.semantic_custom import dataloader, dataset
 from ..common.schedule import poly
 
 model.sem_seg_head.predictor.num_classes = "${dataset.num_classes}"
-model.ignore_value = "${dataset.ignore_label}"
 
 # One GPU of 24 GB. 1e-4 is for batch 16; AdamW's rate goes with the root: sqrt(4/16).
 dataloader.train.total_batch_size = 4

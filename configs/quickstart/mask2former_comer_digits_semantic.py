@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 
-from comer_d2.d2.data.segmentation_mappers import SemanticMapper
+from comer_d2.d2.data.mappers import SemanticMapper
 from comer_d2.d2.modeling.semantic_tta import SemanticViews
 
 from .mask2former_comer_digits import dataloader, dataset, lr_multiplier, model, optimizer, train

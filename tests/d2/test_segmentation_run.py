@@ -9,7 +9,7 @@ from PIL import Image
 
 from comer_d2.d2.cli import main
 from comer_d2.d2.comparison import compare
-from comer_d2.d2.data.check_labels import find_wrong_files
+from comer_d2.d2.data.check import find_wrong_records
 from comer_d2.d2.engine.config import load_config
 from comer_d2.d2.predictor import Predictor
 
@@ -83,23 +83,43 @@ def test_predicts_and_draws(run: Path, data: Path) -> None:
     assert [picture.size for pair in pairs for picture in pair] == [(192, 128)] * 4
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_wrong_label_stops_with_the_file(
-    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture, workers: int
+def test_a_wrong_label_is_named_before_training(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     path = data / "train" / "masks" / "a" / "2.png"
     before = path.read_bytes()
     Image.fromarray(np.full((64, 96), 3, np.uint8)).save(path)
     try:
+        arguments = [*overrides(data), f"train.output_dir={tmp_path / 'output'}"]
+        assert main(["--config-file", TINY, *arguments]) == 2
+        assert f"{path}: label 3 is no class" in capfd.readouterr().err
+        assert not (tmp_path / "output").exists()
+    finally:
+        path.write_bytes(before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_is_damaged_after_the_check_stops_with_its_name(
+    data: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+) -> None:
+    path = data / "train" / "masks" / "a" / "2.png"
+    before = path.read_bytes()
+
+    def damage(*args: object) -> None:
+        Image.fromarray(np.full((64, 96), 3, np.uint8)).save(path)
+
+    monkeypatch.setattr("comer_d2.d2.engine.run.log_dataset", damage)
+    try:
         arguments = [*overrides(data), f"train.output_dir={tmp_path}"]
         arguments.append(f"dataloader.train.num_workers={workers}")
         assert main(["--config-file", TINY, *arguments]) == 2
         message = capfd.readouterr().err.splitlines()[-1]
-        assert (
-            f"train_net.py: error: {path}: label 3 is no class of data set 'custom_train'"
-            in message
-        )
-        (problem,) = find_wrong_files("custom_train", progress=False)
+        assert f"train_net.py: error: {path}: label 3 is no class" in message
+        (problem,) = find_wrong_records("custom_train", progress=False)
         assert "2.png: label 3 is no class" in problem
     finally:
         path.write_bytes(before)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ...weights.files import write_atomically
 from ..cli import run_tool
-from ..data.custom_segmentation import IMAGE_ENDINGS
+from ..data.images import IMAGE_ENDINGS
 from ..data.panoptic_png import write_panoptic_png
 from ..errors import UserError
 from ..image_input import ImageLike

@@ -1,16 +1,19 @@
 """The semantic label map of one image, from whichever file its record names."""
 
+import os
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import UserError
 from .panoptic_png import VOID, read_panoptic_png
 
-IGNORE_LABEL = 255  # pixels that neither train nor count
+IGNORE_LABEL = 255  # of pixels that neither train nor count, wherever labels are in memory
+UNKNOWN = -1  # in a table: a number that a file must not hold
 
 
 class SemanticLabels:
@@ -19,9 +22,8 @@ class SemanticLabels:
     A record has `sem_seg_file_name`, a one-channel image of class numbers; or `pan_seg_file_name`
     and `segments_info`, COCO's panoptic format, whose segments of one class become one.
 
-    The numbers in a file are the classes' own, unless the metadata has `label_in_file`, class ->
-    number in the file. Number `ignore_label` of the metadata (255) is ignored, and so are numbers
-    in its `ignored_in_file`.
+    The metadata say which numbers files hold: `label_in_file`, class -> number, by default 0, 1, ...
+    without those that are ignored; `ignore_label` (255) and `ignored_in_file`, which are ignored.
 
     Args:
         dataset_name: a name in Detectron2's catalog.
@@ -30,25 +32,14 @@ class SemanticLabels:
     def __init__(self, dataset_name: str) -> None:
         self.dataset_name = dataset_name
 
-    @property
-    def ignore_label(self) -> int:
-        """The number of pixels that neither train nor count, in what is returned."""
-        return MetadataCatalog.get(self.dataset_name).get("ignore_label", IGNORE_LABEL)
-
     @cached_property
-    def _class_of(self) -> np.ndarray:
-        """(256,) int16: number in a file -> class, `ignore_label`, or -1 for what must not be."""
+    def _table(self) -> np.ndarray:
         metadata = MetadataCatalog.get(self.dataset_name)
-        count = len(metadata.get("stuff_classes") or metadata.thing_classes)
-        if count > IGNORE_LABEL:
-            raise UserError(
-                f"data set '{self.dataset_name}' has {count} classes; label maps can have "
-                f"{IGNORE_LABEL}"
-            )
-        table = np.full(256, -1, dtype=np.int16)
-        table[[self.ignore_label, *metadata.get("ignored_in_file", ())]] = self.ignore_label
-        table[list(metadata.get("label_in_file", range(count)))] = range(count)
-        return table
+        return class_table(
+            len(metadata.get("stuff_classes") or metadata.thing_classes),
+            [metadata.get("ignore_label", IGNORE_LABEL), *metadata.get("ignored_in_file", ())],
+            metadata.get("label_in_file"),
+        )
 
     def __call__(self, record: dict[str, Any]) -> np.ndarray:
         """Read the labels of one image.
@@ -57,7 +48,7 @@ class SemanticLabels:
             record: a Detectron2 dataset dict.
 
         Returns:
-            (h, w) uint8, classes, and `ignore_label`.
+            (h, w) uint8, classes, and `IGNORE_LABEL`.
 
         Raises:
             UserError: naming the file, when it is missing or holds what it must not.
@@ -67,24 +58,55 @@ class SemanticLabels:
         return self._from_panoptic(record)
 
     def _from_labels(self, path: str) -> np.ndarray:
-        found = read_label_png(path)
-        labels = self._class_of[found]
-        if (labels < 0).any():
-            wrong = np.unique(found[labels < 0]).tolist()
-            known = np.flatnonzero(self._class_of >= 0).tolist()
-            raise UserError(
-                f"{path}: label {', '.join(map(str, wrong[:5]))} is no class of data set "
-                f"'{self.dataset_name}', whose labels are {_ranges(known)} "
-                f"({self.ignore_label}: ignored)"
-            )
+        found = read_label_map(path)
+        labels = self._table[found]
+        if (labels == UNKNOWN).any():
+            wrong = np.unique(found[labels == UNKNOWN]).tolist()
+            raise UserError(f"{path}: {describe_unknown(wrong, self._table)}")
         return labels.astype(np.uint8)
 
     def _from_panoptic(self, record: dict[str, Any]) -> np.ndarray:
         ids = read_segments(record)
-        labels = np.full(ids.shape, self.ignore_label, dtype=np.uint8)
+        labels = np.full(ids.shape, IGNORE_LABEL, dtype=np.uint8)
         for segment in record["segments_info"]:
             labels[ids == segment["id"]] = segment["category_id"]
         return labels
+
+
+def class_table(
+    count: int, ignored: Sequence[int], label_in_file: Sequence[int] | None = None
+) -> np.ndarray:
+    """Number in a file -> class.
+
+    Args:
+        count: of classes.
+        ignored: numbers in a file that are ignored.
+        label_in_file: class -> number in a file; None: 0, 1, ... without the ignored ones.
+
+    Returns:
+        (256,) int16: classes, `IGNORE_LABEL`, and `UNKNOWN` for what must not be.
+
+    Raises:
+        UserError: more classes than a byte can tell apart.
+    """
+    if label_in_file is None:
+        label_in_file = [label for label in range(256) if label not in ignored][:count]
+    if len(label_in_file) < count or count > IGNORE_LABEL:
+        raise UserError(f"{count} classes; label maps can have {IGNORE_LABEL}")
+    table = np.full(256, UNKNOWN, dtype=np.int16)
+    table[list(ignored)] = IGNORE_LABEL
+    table[list(label_in_file)] = range(count)
+    return table
+
+
+def describe_unknown(labels: Sequence[int], table: np.ndarray) -> str:
+    """What is wrong with labels that a table does not know."""
+    known = np.flatnonzero((table != UNKNOWN) & (table != IGNORE_LABEL)).tolist()
+    ignored = np.flatnonzero(table == IGNORE_LABEL).tolist()
+    return (
+        f"label {', '.join(map(str, labels[:5]))} is no class: the classes' labels are "
+        f"{_ranges(known)} ({_ranges(ignored)}: ignored)"
+    )
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -98,21 +120,25 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join("-".join(map(str, part)) for part in parts)
 
 
-def read_label_png(path: str) -> np.ndarray:
-    """File -> (h, w) uint8. A palette's colours do not count, its numbers do.
+def read_label_map(path: str | os.PathLike) -> np.ndarray:
+    """File -> (h, w) uint8, upright. A palette's colours do not count, its numbers do.
 
     Raises:
-        UserError: naming the file, if it is missing, or no image of one channel.
+        UserError: naming the file, if it is missing, no image of one channel, or a JPEG.
     """
     try:
         with Image.open(path) as image:
             if image.mode not in ("L", "P"):
                 raise UserError(
-                    f"{path}: label maps are images of one channel of 8 bits (mode L or P), this "
-                    f"one has mode {image.mode}"
+                    f"{path}: label maps are images of one channel of 8 bits (mode L or P) whose "
+                    f"values are class numbers, this one has mode {image.mode}"
                 )
-            return np.asarray(image)
-    except OSError as error:
+            if image.format == "JPEG":
+                raise UserError(
+                    f"{path}: a JPEG changes labels along every edge: write label maps as PNG"
+                )
+            return np.asarray(ImageOps.exif_transpose(image))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: the label map cannot be read ({error})") from error
 
 
@@ -131,7 +157,7 @@ def read_segments(record: dict[str, Any]) -> np.ndarray:
     path = record["pan_seg_file_name"]
     try:
         ids = read_panoptic_png(path)
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: the panoptic map cannot be read ({error})") from error
     listed = {segment["id"] for segment in record["segments_info"]}
     unknown = sorted(set(np.unique(ids).tolist()) - listed - {VOID})

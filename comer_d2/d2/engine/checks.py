@@ -12,7 +12,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ...weights.pretrained import TIMM
-from ..data.custom import resolve_dataset
+from ..data.custom import check_dataset, register_dataset
+from ..data.kind import CheckedDataset
 from ..errors import UserError
 from .checkpoint import CheckpointFolder
 
@@ -21,15 +22,20 @@ _OTHER_CLASSES = {"backbone", "sem_seg_head"}
 _TRACEBACK_HINT = "COMER_D2_TRACEBACK=1 shows where"
 
 
-def check_ready(cfg: DictConfig, *, eval_only: bool, resume: bool) -> None:
+def check_ready(cfg: DictConfig, *, eval_only: bool, resume: bool) -> CheckedDataset | None:
     """Look for everything a run needs before anything is built or started.
+
+    Returns:
+        What other processes of the run need instead of checking again; see `check_dataset`.
 
     Raises:
         UserError: naming all data sets and files that are missing, and what to do.
     """
     problems = []
+    dataset = None
     try:
-        resolve_dataset(cfg)  # data sets whose paths are in the config itself
+        dataset = check_dataset(cfg)  # whose paths are in the config itself
+        register_dataset(cfg, dataset)
     except UserError as e:
         problems.append(str(e))
     else:
@@ -53,6 +59,7 @@ def check_ready(cfg: DictConfig, *, eval_only: bool, resume: bool) -> None:
         )
     if problems:
         raise UserError("\n".join(problems))
+    return dataset
 
 
 def dataset_names(cfg: DictConfig, split: str) -> list[str]:

@@ -16,10 +16,12 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
 
+from ..data.custom import log_dataset, register_dataset
+from ..data.kind import CheckedDataset
 from ..errors import Interrupted, UserError
 from ..modeling.images import refuse_to_cut
 from .checkpoint import CheckpointFolder, forget_pretrained, load_checkpoint
-from .checks import build, check_classes, check_ready
+from .checks import build, check_classes
 from .config import load_config, settle_device
 from .evaluation import evaluate
 from .hooks import Checkpoints, Evaluation, resume
@@ -30,12 +32,17 @@ from .trainer import Trainer
 logger = logging.getLogger(__name__)
 
 
-def run(args: argparse.Namespace, cfg: DictConfig | None = None) -> dict[str, Any]:
+def run(
+    args: argparse.Namespace,
+    dataset: CheckedDataset | None = None,
+    cfg: DictConfig | None = None,
+) -> dict[str, Any]:
     """Train or evaluate as the command line says, in one of the run's processes.
 
     Args:
         args: config_file, opts, eval_only, resume.
-        cfg: the config, loaded and checked; None: this process is a new one and does it itself.
+        dataset: what `check_ready` returned, in the process that started this one.
+        cfg: the config, loaded and checked; None: this process is a new one and loads its own.
 
     Returns:
         In the main process the last evaluation's results, task -> metric -> value.
@@ -46,7 +53,7 @@ def run(args: argparse.Namespace, cfg: DictConfig | None = None) -> dict[str, An
     if cfg is None:
         cfg = load_config(args.config_file, args.opts)
         settle_device(cfg.train)
-        check_ready(cfg, eval_only=args.eval_only, resume=args.resume)
+        register_dataset(cfg, dataset)
     # Saves config.yaml: must come before the optimizer's config is given the model. Without the
     # config file's name, or its whole text would be logged too.
     default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": ""}))
@@ -57,6 +64,8 @@ def run(args: argparse.Namespace, cfg: DictConfig | None = None) -> dict[str, An
         abbrev_name="comer",
     )
     logger.info("Config: %s", args.config_file)
+    if comm.is_main_process():
+        log_dataset(cfg, dataset)
     try:
         return evaluate_only(cfg, args.resume) if args.eval_only else train(cfg, args.resume)
     except FileNotFoundError as e:  # an image, most likely; from a loading process, in a long text
@@ -65,7 +74,7 @@ def run(args: argparse.Namespace, cfg: DictConfig | None = None) -> dict[str, An
         if "Original Traceback" not in str(e):
             raise
         # From a loading process, behind its stack trace.
-        raise UserError(str(e).rpartition("UserError: ")[2].strip()) from e
+        raise UserError(str(e).rpartition(f"{type(e).__name__}: ")[2].strip()) from e
 
 
 def evaluate_only(cfg: DictConfig, resume_last: bool = False) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 from ..data.panoptic_png import VOID, read_panoptic_png, write_panoptic_png
 from ..errors import UserError
+from .names import distinct_names
 
 logger = logging.getLogger(__name__)
 
@@ -126,9 +127,13 @@ class PanopticEvaluator(DatasetEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         self._things = dict(metadata.thing_dataset_id_to_contiguous_id)
         self._stuff = dict(metadata.stuff_dataset_id_to_contiguous_id)
-        self._names = list(metadata.stuff_classes)
+        self._names = distinct_names(metadata.stuff_classes)
         self._records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
         self._output_dir = Path(output_dir) if output_dir else None
+        paths = [record["pan_seg_file_name"] for record in self._records.values()]
+        self._root = metadata.get("panoptic_root") or os.path.commonpath(
+            map(os.path.dirname, paths)
+        )
         self.reset()
 
     def reset(self) -> None:
@@ -185,10 +190,11 @@ class PanopticEvaluator(DatasetEvaluator):
     def _write(
         self, record: dict[str, Any], segments: np.ndarray, info: list[dict[str, Any]]
     ) -> None:
-        folder = self._output_dir / "panoptic"
-        folder.mkdir(parents=True, exist_ok=True)
-        name = Path(record["pan_seg_file_name"]).name
-        write_panoptic_png(segments, folder / name)
+        # Below its root: files of one name in several folders stay apart.
+        name = os.path.relpath(record["pan_seg_file_name"], self._root)
+        path = self._output_dir / "panoptic" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_panoptic_png(segments, path)
         ids = {i: dataset_id for dataset_id, i in {**self._things, **self._stuff}.items()}
         self._written.append(
             {

@@ -4,35 +4,47 @@ import logging
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
+from detectron2.evaluation import SemSegEvaluator, sem_seg_evaluation
 
-from ..data.semantic_labels import SemanticLabels
+from ..data.semantic_labels import IGNORE_LABEL, SemanticLabels
 from ..errors import UserError
+from .names import distinct_names
 
-logger = logging.getLogger(__name__)
 
+class SemanticEvaluator(SemSegEvaluator):
+    """Detectron2's ``SemSegEvaluator`` on label maps read by :class:`SemanticLabels`.
 
-class SemanticEvaluator(DatasetEvaluator):
-    """mIoU and its relatives, named and defined as by Detectron2's ``SemSegEvaluator``.
-
-    That one takes a label outside the classes, or a file of another size, for an obscure error,
-    cannot read labels out of panoptic files, and keeps every prediction in memory. This one keeps
-    one table.
+    Detectron2's own takes a label outside the classes, or a file of another size, for an obscure
+    error, cannot read labels out of panoptic files, and keeps every prediction in memory. Metrics
+    and their names are its own: boundary IoU and ``min(IoU, B-Iou)`` too where OpenCV is installed.
 
     Args:
         dataset_name: a name in Detectron2's catalog; its metadata has `stuff_classes`.
+        distributed: gather the counts of all processes.
+        output_dir: if given, predictions are kept and written there in COCO's format.
     """
 
-    def __init__(self, dataset_name: str) -> None:
-        self._names = list(MetadataCatalog.get(dataset_name).stuff_classes)
+    def __init__(
+        self, dataset_name: str, distributed: bool = True, output_dir: str | None = None
+    ) -> None:
+        # Not Detectron2's, which wants a label map's file in every record.
+        metadata = MetadataCatalog.get(dataset_name)
+        self._logger = logging.getLogger(__name__)
+        self._dataset_name = dataset_name
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._cpu_device = torch.device("cpu")
+        self._class_names = distinct_names(metadata.stuff_classes)
+        self._num_classes = len(self._class_names)
+        self._ignore_label = IGNORE_LABEL
+        self._contiguous_id_to_dataset_id = None
+        # Boundaries are found in images of bytes, which have no number left for "ignored" then.
+        self._compute_boundary_iou = sem_seg_evaluation._CV2_IMPORTED and self._num_classes < 255
         self._labels = SemanticLabels(dataset_name)
         self._records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
         self.reset()
-
-    def reset(self) -> None:
-        self._table = np.zeros((len(self._names), len(self._names)), dtype=np.int64)
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Take the predictions of some images.
@@ -41,62 +53,23 @@ class SemanticEvaluator(DatasetEvaluator):
             inputs: the model's, with `file_name`.
             outputs: the model's: ``sem_seg`` is (num_classes, h, w), scores.
         """
-        count = len(self._names)
         for image, output in zip(inputs, outputs, strict=True):
             record = self._records[image["file_name"]]
             truth = self._labels(record)
-            prediction = output["sem_seg"].argmax(dim=0).cpu().numpy()
-            if prediction.shape != truth.shape:
+            size = tuple(output["sem_seg"].shape[-2:])
+            if size != truth.shape:
                 raise UserError(
                     f"{record['file_name']}: the labels have size {truth.shape}, the prediction "
-                    f"{prediction.shape} (height, width)"
+                    f"{size} (height, width)"
                 )
-            known = truth != self._labels.ignore_label
-            pairs = truth[known].astype(np.int64) * count + prediction[known]
-            self._table += np.bincount(pairs, minlength=count**2).reshape(count, count)
+            self.input_file_to_gt_file = {image["file_name"]: truth}
+            super().process([image], [output])
 
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Returns ``{"sem_seg": mIoU, fwIoU, mACC, pACC, IoU-<class>, ACC-<class>}``, percent.
+    @staticmethod
+    def sem_seg_loading_fn(truth: np.ndarray, dtype: type) -> np.ndarray:
+        """Detectron2's hook for reading a file: `process` has read it."""
+        return truth.astype(dtype)
 
-        In the main process; elsewhere None. Classes that the ground truth lacks are NaN, and not
-        part of the means.
-        """
-        comm.synchronize()
-        tables = comm.gather(self._table)
-        if not comm.is_main_process():
-            return None
-        result = mean_iou(np.sum(tables, axis=0), self._names)
-        logger.info("mIoU %.2f, pixel accuracy %.2f", result["mIoU"], result["pACC"])
-        return {"sem_seg": result}
-
-
-def mean_iou(table: np.ndarray, names: list[str]) -> dict[str, float]:
-    """Metrics of a confusion matrix.
-
-    Args:
-        table: (num_classes, num_classes) int: pixels of true class (row) and predicted class.
-        names: of the classes.
-
-    Returns:
-        See :meth:`SemanticEvaluator.evaluate`.
-    """
-    hits = table.diagonal().astype(float)
-    truth, prediction = table.sum(axis=1).astype(float), table.sum(axis=0).astype(float)
-    occurs = truth > 0
-    with np.errstate(invalid="ignore", divide="ignore"):
-        accuracy = np.where(occurs, hits / truth, np.nan)
-        iou = np.where(occurs, hits / (truth + prediction - hits), np.nan)
-        share = truth / truth.sum()
-    result = {
-        "mIoU": _percent_mean(iou[occurs]),
-        "fwIoU": 100 * float((iou[occurs] * share[occurs]).sum()),
-        "mACC": _percent_mean(accuracy[occurs]),
-        "pACC": 100 * float(hits.sum() / truth.sum()) if occurs.any() else float("nan"),
-    }
-    result |= {f"IoU-{name}": 100 * float(v) for name, v in zip(names, iou, strict=True)}
-    result |= {f"ACC-{name}": 100 * float(v) for name, v in zip(names, accuracy, strict=True)}
-    return result
-
-
-def _percent_mean(values: np.ndarray) -> float:
-    return 100 * float(values.mean()) if len(values) else float("nan")
+    def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list[dict]:
+        """Detectron2's, where predictions are written."""
+        return super().encode_json_sem_seg(sem_seg, input_file_name) if self._output_dir else []

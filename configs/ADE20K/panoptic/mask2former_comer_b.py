@@ -4,7 +4,7 @@ import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 
 from comer_d2.d2.data.builtin import ADE20K_THINGS
-from comer_d2.d2.data.segmentation_mappers import PanopticMapper
+from comer_d2.d2.data.mappers import PanopticMapper
 from comer_d2.d2.evaluation.panoptic import PanopticEvaluator
 from comer_d2.d2.evaluation.semantic import SemanticEvaluator
 

@@ -9,7 +9,7 @@ from detectron2.config import LazyCall as L
 
 from comer_d2.d2.data.color import RandomColor
 from comer_d2.d2.data.loader import build_train_loader
-from comer_d2.d2.data.segmentation_mappers import SemanticMapper
+from comer_d2.d2.data.mappers import SemanticMapper
 from comer_d2.d2.evaluation.semantic import SemanticEvaluator
 
 LONGEST = 4  # times the short edge; images of any common shape are far below

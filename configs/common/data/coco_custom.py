@@ -11,6 +11,9 @@ dataset = dict(
     train_images="",
     val_json="",
     val_images="",
+    repair=False,  # whether annotations may be changed: docs/DATASETS.md
+    on_bad_image="error",  # or "skip"
+    max_bad_images=0.1,  # so many of all may be skipped
     # Read from the json by comer_d2.d2.data.custom.resolve_dataset: leave them out.
     num_classes=None,
     class_names=None,

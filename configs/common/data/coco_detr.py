@@ -8,9 +8,12 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
 from comer_d2.d2.data.loader import build_train_loader
+from comer_d2.d2.data.mappers import InstanceMapper
 
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 dataloader.train._target_ = build_train_loader  # Detectron2's, and a resumed run goes on exactly
+for _split in ("train", "test"):
+    dataloader[_split].mapper._target_ = InstanceMapper  # Detectron2's, also for empty images
 dataloader.train.mapper.augmentations = [
     L(T.RandomFlip)(horizontal=True),
     # Half of the images are cropped first. (DETR chooses between two lists that end in the same

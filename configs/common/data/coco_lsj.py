@@ -5,11 +5,14 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
 from comer_d2.d2.data.loader import build_train_loader
+from comer_d2.d2.data.mappers import InstanceMapper
 
 IMAGE_SIZE = 1024  # pixels
 
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 dataloader.train._target_ = build_train_loader  # Detectron2's, and a resumed run goes on exactly
+for _split in ("train", "test"):
+    dataloader[_split].mapper._target_ = InstanceMapper  # Detectron2's, also for empty images
 dataloader.train.mapper.augmentations = [
     L(T.RandomFlip)(horizontal=True),
     L(T.ResizeScale)(

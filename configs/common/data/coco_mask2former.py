@@ -9,7 +9,7 @@ import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.evaluation import COCOEvaluator
 
-from comer_d2.d2.data.segmentation_mappers import PanopticMapper
+from comer_d2.d2.data.mappers import PanopticMapper
 from comer_d2.d2.evaluation.panoptic import PanopticEvaluator
 from comer_d2.d2.evaluation.semantic import SemanticEvaluator
 

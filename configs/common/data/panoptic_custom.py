@@ -17,6 +17,8 @@ dataset = dict(
     # A COCO instances file of the validation images, to measure mask AP by; without it, leave the
     # COCOEvaluator out of dataloader.evaluator.
     val_instances="",
+    on_bad_image="error",  # or "skip"
+    max_bad_images=0.1,  # so many of all may be skipped
     # Filled in: classes are numbered things first, then stuff.
     num_classes=None,
     num_things=None,

@@ -15,7 +15,9 @@ dataset = dict(
     val_masks="",
     # Names of labels 0, 1, ...: a list, or a file with one on each line.
     class_names=None,
-    ignore_label=255,  # pixels that neither train nor count
+    ignore_label=255,  # the label, in files, of pixels that neither train nor count
+    on_bad_image="error",  # or "skip"
+    max_bad_images=0.1,  # so many of all may be skipped
     num_classes=None,  # filled in
     # Told with the error when a folder is missing.
     hint="",

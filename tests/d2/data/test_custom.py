@@ -12,7 +12,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from comer_d2.d2.data.custom import DatasetError, check_coco, resolve_dataset
+from comer_d2.d2.data.coco_json import read_coco
+from comer_d2.d2.data.custom import resolve_dataset
+from comer_d2.d2.data.kind import DatasetError
 
 
 def _coco(**changes: Any) -> dict[str, Any]:
@@ -120,8 +122,9 @@ def _annotations(**changes: Any) -> list[dict[str, Any]]:
 
 
 def test_good_data_has_no_problems(folder: Path) -> None:
-    problems, categories = check_coco(folder / "train.json", folder / "images", need_masks=True)
-    assert problems == [] and categories == {5: "screw", 2: "nut"}
+    found = read_coco(folder / "train.json", folder / "images", need_masks=True)
+    assert not found.findings and not found.notes and not found.changed
+    assert found.categories == {5: "screw", 2: "nut"}
 
 
 def test_missing_json(folder: Path) -> None:
@@ -130,7 +133,7 @@ def test_missing_json(folder: Path) -> None:
 
 
 def test_paths_that_were_not_given(folder: Path) -> None:
-    with pytest.raises(DatasetError, match=r"dataset.train_json=: there is no such file"):
+    with pytest.raises(DatasetError, match=r"dataset.train_json is not set"):
         resolve_dataset(_config(folder, train_json=""))
 
 
@@ -153,7 +156,8 @@ def test_missing_folder_of_images(folder: Path) -> None:
 def test_missing_image_file(folder: Path) -> None:
     (folder / "images" / "sub" / "b.png").unlink()
     message = _problem(folder)
-    assert "1 images without a file in " in message and "sub/b.png" in message
+    assert "1 images that are missing or cannot be read" in message
+    assert "sub/b.png: there is no such file" in message
 
 
 def test_unknown_category(folder: Path) -> None:
@@ -167,11 +171,23 @@ def test_unknown_image(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "box", [[3, 3, 0, 5], [3, 3, 5, -1], [-5, 0, 9, 9], [35, 0, 9, 9], [0, 0, 9, 35], [1, 2, 3]]
+    ("box", "what"),
+    [
+        ([3, 3, 0, 5], "boxes of zero size; dataset.repair=True drops them"),
+        ([3, 3, 5, -1], "boxes that are not four finite numbers"),
+        ([1, 2, 3], "boxes that are not four finite numbers"),
+        ([1, float("nan"), 3, 4], "boxes that are not four finite numbers"),
+        ([1, None, 3, 4], "boxes that are not four finite numbers"),
+        ([-5, 0, 9, 9], "boxes outside their image"),
+        ([35, 0, 9, 9], "boxes outside their image"),
+        ([0, 0, 9, 35], "boxes outside their image"),
+        ([30, 20, 35, 25], "they would fit as [x0, y0, x1, y1]"),
+        ([31, 0, 10.5, 9], "at most 5% of its side; dataset.repair=True clips them"),
+    ],
 )
-def test_bad_box(folder: Path, box: list[int]) -> None:
+def test_bad_box(folder: Path, box: list[float], what: str) -> None:
     message = _problem(folder, annotations=_annotations(bbox=box))
-    assert "1 boxes of zero size or outside their image" in message
+    assert what in message
     assert f"annotation 2: {box}" in message
 
 
@@ -188,16 +204,15 @@ def test_empty_parts(folder: Path, part: str) -> None:
     assert f"{part} missing or empty" in _problem(folder, **{part: []})
 
 
-def test_missing_field(folder: Path) -> None:
-    without = [{k: v for k, v in a.items() if k != "area"} for a in _coco()["annotations"]]
-    assert "2 annotations without 'area'" in _problem(folder, annotations=without)
+@pytest.mark.parametrize("key", ["image_id", "category_id", "bbox"])
+def test_missing_field(folder: Path, key: str) -> None:
+    without = [{k: v for k, v in a.items() if k != key} for a in _coco()["annotations"]]
+    assert f"2 annotations without '{key}'" in _problem(folder, annotations=without)
 
 
-def test_repeated_and_zero_ids(folder: Path) -> None:
-    assert "1 annotations whose id another one has: 1" in _problem(
-        folder, annotations=_annotations(id=1)
-    )
-    assert "1 annotations with id 0" in _problem(folder, annotations=_annotations(id=0))
+def test_repeated_ids(folder: Path) -> None:
+    message = _problem(folder, annotations=_annotations(id=1))
+    assert "1 annotations whose id another one has: 1" in message
 
 
 def test_boxes_without_masks(folder: Path) -> None:

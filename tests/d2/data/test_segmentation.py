@@ -18,8 +18,8 @@ from PIL import Image
 from comer_d2.d2.data import builtin
 from comer_d2.d2.data.color import ColorTransform, RandomColor
 from comer_d2.d2.data.custom import resolve_dataset
+from comer_d2.d2.data.mappers import PanopticMapper, SemanticMapper
 from comer_d2.d2.data.panoptic_png import read_panoptic_png, write_panoptic_png
-from comer_d2.d2.data.segmentation_mappers import PanopticMapper, SemanticMapper
 from comer_d2.d2.data.semantic_labels import SemanticLabels
 from comer_d2.d2.errors import UserError
 
@@ -223,7 +223,9 @@ def test_a_wrong_label_names_the_file(tmp_path: Path) -> None:
     record = first("test_seg_own_train")
     path = record["sem_seg_file_name"]
     Image.fromarray(label_map() * 3).save(path)
-    with pytest.raises(UserError, match=r"0\.png: label 3, 6, 253 is no class .* 0-2, 255"):
+    with pytest.raises(
+        UserError, match=r"0\.png: label 3, 6, 253 is no class: .* 0-2 \(255: ignored"
+    ):
         SemanticMapper(True, dataset_name="test_seg_own_train", augmentations=[])(record)
     Image.fromarray(np.stack([label_map()] * 3, -1)).save(path)
     with pytest.raises(UserError, match=r"0\.png: label maps are images of one channel"):
@@ -256,24 +258,24 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     message = error(cfg)
     assert f"1 images without a mask <name>.png in {tmp_path}/train/masks: 1" in message
     assert f"1 masks without an image in {tmp_path}/train/images: 2" in message
-    assert "masks/0.png is (16, 11), its image (16, 12)" in message
+    assert "masks/0.png is 16 x 11, its image 16 x 12" in message
 
     cfg.dataset.train_masks = str(tmp_path / "nowhere")
     assert f"dataset.train_masks={tmp_path}/nowhere: no such folder" in error(cfg)
     cfg.dataset.class_names = None
     assert "give dataset.class_names" in error(cfg)
     cfg.dataset.format = "semantics"
-    assert "use instances, semantic or panoptic" in error(cfg)
+    assert "use one of instances, semantic, panoptic" in error(cfg)
 
 
 def test_panoptic_json_that_does_not_fit(tmp_path: Path) -> None:
     cfg = write_panoptic(tmp_path)
     (tmp_path / "val" / "panoptic" / "1.png").unlink()
-    assert "1 annotations without a file in" in error(cfg)
+    assert "1 PNGs that are missing" in error(cfg)
     (tmp_path / "val.json").write_text("[]")
-    assert "not in COCO's panoptic format" in error(cfg)
+    assert "not in COCO format" in error(cfg)
     cfg.dataset.val_json = ""
-    assert "dataset.val_json=: there is no such file" in error(cfg)
+    assert "dataset.val_json is not set" in error(cfg)
 
 
 def test_public_datasets() -> None:

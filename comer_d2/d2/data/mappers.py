@@ -1,21 +1,63 @@
-"""Dataset dicts -> model inputs for semantic and panoptic segmentation.
+"""Dataset dicts -> model inputs."""
 
-Instance segmentation needs no mapper of its own: Detectron2's ``DatasetMapper`` with
-``instance_mask_format="bitmask"`` gives what the models here take.
-"""
-
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import detectron2.data.transforms as T
 import numpy as np
 import torch
-from detectron2.data import detection_utils
-from detectron2.structures import BitMasks, Instances
+from detectron2.data import DatasetMapper, detection_utils
+from detectron2.structures import BitMasks, Instances, PolygonMasks
 
 from ..errors import UserError
+from .images import read_image
 from .panoptic_png import id_to_rgb, rgb_to_id
 from .semantic_labels import SemanticLabels, read_segments
+
+
+class InstanceMapper(DatasetMapper):
+    """Detectron2's mapper of boxes and masks, which also takes images without an object.
+
+    Detectron2's gives those no masks rather than none: `recompute_boxes` and heads of masks then
+    look for a field that is not there. Arguments as there; `precomputed_proposal_topk` and label
+    maps are not supported.
+    """
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Map one dataset dict.
+
+        Returns:
+            `file_name`, `image_id` if there is one, `height` and `width` of the file; `image`,
+            (3, h, w) uint8; in training `instances` with `gt_boxes`, `gt_classes` and, with
+            `use_instance_mask`, `gt_masks`.
+
+        Raises:
+            UserError: naming the file that is wrong.
+        """
+        output, image = _read(record, self.image_format)
+        prepared = T.AugInput(image)
+        transforms = self.augmentations(prepared)
+        output["image"] = _to_tensor(prepared.image)
+        if self.is_train:
+            output["annotations"] = copy.deepcopy(record["annotations"])  # changed in place
+            self._transform_annotations(output, transforms, prepared.image.shape[:2])
+        return output
+
+    def _transform_annotations(
+        self, dataset_dict: dict[str, Any], transforms: T.Transform, image_shape: tuple[int, int]
+    ) -> None:
+        if not all(a.get("iscrowd", 0) for a in dataset_dict["annotations"]):
+            super()._transform_annotations(dataset_dict, transforms, image_shape)
+            return
+        del dataset_dict["annotations"]
+        instances = detection_utils.annotations_to_instances([], image_shape)
+        if self.use_instance_mask:
+            bitmasks = BitMasks(torch.zeros((0, *image_shape), dtype=torch.bool))
+            instances.gt_masks = (
+                bitmasks if self.instance_mask_format == "bitmask" else PolygonMasks([])
+            )
+        dataset_dict["instances"] = instances
 
 
 class SemanticMapper:
@@ -129,10 +171,16 @@ def _segments_as_instances(ids: np.ndarray, info: Sequence[dict[str, Any]]) -> I
 
 
 def _read(record: dict[str, Any], image_format: str) -> tuple[dict[str, Any], np.ndarray]:
-    image = detection_utils.read_image(record["file_name"], format=image_format)
-    detection_utils.check_image_size(record, image)
+    image = read_image(record["file_name"], image_format)
+    height, width = image.shape[:2]
+    listed = (record.get("width", width), record.get("height", height))
+    if listed != (width, height):
+        raise UserError(
+            f"{record['file_name']} is {width} x {height} pixels, but its annotations say "
+            f"{listed[0]} x {listed[1]}"
+        )
     kept = {key: record[key] for key in ("file_name", "image_id") if key in record}
-    return {**kept, "height": image.shape[0], "width": image.shape[1]}, image
+    return {**kept, "height": height, "width": width}, image
 
 
 def _check_size(

@@ -1,0 +1,51 @@
+"""comer-d2 check: read every image and annotation of a config's data once."""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from ..cli import add_overrides, config_of, config_parser, run_tool
+from ..data.check import find_problems, write_repaired
+
+EXAMPLE = """\
+examples:
+  comer-d2 check --config-file configs/custom/mask_rcnn_comer_s.py dataset.train_json=train.json ...
+  comer-d2 check --config-file configs/COCOStuff/semantic/mask2former_comer_l.py
+  comer-d2 check --config-file my_config.py --repaired mended/"""
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: arguments without the command's name; None: this process's.
+        prog: the command's name.
+
+    Returns:
+        The exit code: 1 when something is wrong with the data.
+    """
+    parser = config_parser(
+        "Read every image and annotation of a config's data once, and list all that is wrong.",
+        prog=prog,
+        epilog=EXAMPLE,
+    )
+    parser.add_argument(
+        "--repaired",
+        metavar="FOLDER",
+        type=Path,
+        help="write a copy of the annotations there, without what can be mended or is left out",
+    )
+    add_overrides(parser)
+    return run_tool(partial(check, parser.parse_intermixed_args(argv)), prog)
+
+
+def check(args: argparse.Namespace) -> int:
+    """Check what a command line names."""
+    cfg = config_of(args)
+    if args.repaired:
+        print("\n".join(write_repaired(cfg, args.repaired)))
+        return 0
+    problems = find_problems(cfg)
+    print("\n".join(problems) or "All images and annotations can be trained on.")
+    return 1 if problems else 0
