@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ..layers.deform_attn import MSDeformAttn
 from ..layers.levels import Geometry, Levels, map_to_tokens
 from ..layers.linear import Linear
+from ..layers.token_conv import LevelDepthwiseConv, TokenDepthwiseConv
 from .vit import LAYER_NORM_EPS
 
 NUM_LEVELS = 3
@@ -52,22 +53,14 @@ class MRFP(nn.Module):
         if any(k % 2 == 0 for k in kernel_sizes):
             raise ValueError(f"mrfp_kernel_sizes must be odd, got {tuple(kernel_sizes)}")
         self.fc1 = Linear(dim, hidden_dim)
-        self.convs = nn.ModuleList(
-            nn.ModuleList(
-                nn.Conv2d(share, share, k, padding=k // 2, groups=share) for k in kernel_sizes
-            )
-            for _ in range(NUM_LEVELS)
-        )
+        self.convs = LevelDepthwiseConv(hidden_dim, kernel_sizes, NUM_LEVELS)
         self.norms = nn.ModuleList(norm_layer(hidden_dim) for _ in range(NUM_LEVELS))
         self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, c: Tensor, levels: Levels) -> Tensor:
         """CNN tokens (B, S, D) -> (B, S, D)."""
-        maps = []
-        for x, convs, norm in zip(levels.maps(self.fc1(c)), self.convs, self.norms, strict=True):
-            parts = x.chunk(len(convs), dim=1)
-            x = torch.cat([conv(part) for conv, part in zip(convs, parts, strict=True)], dim=1)
-            maps.append(F.gelu(norm(x)))
+        maps = levels.maps(self.convs(self.fc1(c), levels))
+        maps = [F.gelu(norm(x)) for x, norm in zip(maps, self.norms, strict=True)]
         return self.fc2(F.gelu(levels.merge(maps)))
 
 
@@ -82,13 +75,12 @@ class ConvFFN(nn.Module):
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.fc1 = Linear(dim, hidden_dim)
-        self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
+        self.dwconv = TokenDepthwiseConv(hidden_dim, 3)
         self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, c: Tensor, levels: Levels) -> Tensor:
         """CNN tokens (B, S, D) -> (B, S, D)."""
-        x = levels.merge([self.dwconv(x) for x in levels.maps(self.fc1(c))])
-        return self.fc2(F.gelu(x))
+        return self.fc2(F.gelu(self.dwconv(self.fc1(c), levels)))
 
 
 class FFNBranch(nn.Module):
