@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
+from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from omegaconf import DictConfig, OmegaConf
 
 from .data.custom import resolve_dataset
@@ -19,7 +20,10 @@ from .engine.checks import class_counts
 from .engine.config import load_config, settle_device
 from .errors import UserError
 from .image_input import ImageLike, as_rgb
+from .modeling.box_tta import rcnn_views
 from .modeling.images import refuse_to_cut
+from .modeling.semantic_segmentor import SemanticSegmentor
+from .modeling.semantic_tta import SemanticViews
 from .results import Result
 
 DEFAULT_THRESHOLD = 0.5
@@ -38,9 +42,13 @@ class Predictor:
         checkpoint: file with the model's weights; every parameter has to be in it.
         device: where to run; the default is `cfg.train.device`, or the CPU without CUDA.
         dtype: "bfloat16" or "float16" to compute in half precision (under autocast).
+        scales: test-time augmentation: sizes, relative to the test data's, whose predictions are put
+            together. For R-CNN models and semantic ones.
+        flip: whether every scale is also mirrored.
 
     Raises:
-        UserError: the checkpoint cannot be read, or its weights are not exactly this model's.
+        UserError: the checkpoint cannot be read, its weights are not exactly this model's, or the model
+            has no test-time augmentation.
     """
 
     def __init__(
@@ -50,6 +58,8 @@ class Predictor:
         *,
         device: str | torch.device | None = None,
         dtype: str = "float32",
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
     ) -> None:
         if dtype not in DTYPES:
             raise UserError(f"dtype={dtype!r}: use one of {', '.join(DTYPES)}")
@@ -67,12 +77,36 @@ class Predictor:
         self.model = instantiate(cfg.model).to(self.device).eval()
         refuse_to_cut(self.model)
         load_checkpoint(self.model, os.fspath(checkpoint), complete=True)
+        self.views: GeneralizedRCNNWithTTA | None = None
+        if flip or tuple(scales) != (1.0,):
+            self._augment(scales, flip)
         self.stuff_classes = frozenset(
             OmegaConf.select(cfg, "dataset.stuff_classes")
             or getattr(self.model, "stuff_classes", None)
             or ()
         )
         self.category_ids: Sequence[int] | None = None
+
+    def _augment(self, scales: Sequence[float], flip: bool) -> None:
+        if not scales or not all(0 < scale < 100 for scale in scales):
+            raise UserError(f"scales={list(scales)}: positive numbers, 1 for the test data's size")
+        if isinstance(self.model, GeneralizedRCNN):
+            self.views = rcnn_views(self.model, scales=scales, flip=flip)
+        elif isinstance(self.model, SemanticSegmentor) or getattr(self.model, "tasks", ()) == (
+            "semantic",
+        ):
+            before = self.model.views
+            self.model.views = SemanticViews(
+                window=before.window if before else None,
+                stride=before.stride if before else None,
+                scales=scales,
+                flip=flip,
+            )
+        else:
+            raise UserError(
+                "scales and flip are for R-CNN models and semantic ones, not for "
+                f"{type(self.model).__name__}"
+            )
 
     def __call__(
         self,
@@ -173,6 +207,8 @@ class Predictor:
         half = self.dtype != torch.float32
         context = torch.autocast(self.device.type, self.dtype) if half else contextlib.nullcontext()
         with context:
+            if self.views is not None:  # it resizes on the CPU
+                return self.views(inputs)
             return self.model([{**i, "image": i["image"].to(self.device)} for i in inputs])
 
     def _predict(
@@ -236,6 +272,8 @@ def load(
     overrides: Sequence[str] = (),
     device: str | torch.device | None = None,
     dtype: str = "float32",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
 ) -> Predictor:
     """A trained model, ready to predict.
 
@@ -246,6 +284,8 @@ def load(
         overrides: ``key=value`` changes of the config.
         device: as of :class:`Predictor`.
         dtype: as of :class:`Predictor`.
+        scales: as of :class:`Predictor`.
+        flip: as of :class:`Predictor`.
 
     Returns:
         The model: call it on images.
@@ -255,7 +295,7 @@ def load(
     """
     checkpoint = find_checkpoint(source)
     cfg = load_config(os.fspath(find_config(checkpoint, config_file)), overrides)
-    return Predictor(cfg, checkpoint, device=device, dtype=dtype)
+    return Predictor(cfg, checkpoint, device=device, dtype=dtype, scales=scales, flip=flip)
 
 
 def find_checkpoint(source: str | os.PathLike) -> Path:

@@ -26,6 +26,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", help="cuda or cpu (the config's train.device)")
     group.add_argument("--dtype", choices=DTYPES, default="float32", help="(%(default)s)")
     group.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="X",
+        help="test-time augmentation: sizes relative to the test data's, such as 0.75 1 1.25",
+    )
+    group.add_argument("--flip", action="store_true", help="and every size mirrored")
+    group.add_argument(
         "--threshold",
         type=float,
         default=DEFAULT_THRESHOLD,
@@ -48,6 +57,8 @@ def model_of(args: argparse.Namespace) -> Predictor:
         overrides=args.override,
         device=args.device,
         dtype=args.dtype,
+        scales=args.scales,
+        flip=args.flip,
     )
 
 

@@ -20,6 +20,7 @@ from ..data.panoptic_png import write_panoptic_png
 from ..errors import UserError
 from ..image_input import ImageLike
 from ..results import Result
+from ..tiling import tiled
 from ..visualization.sheet import save_picture
 from .coco_ids import CocoIds, coco_ids
 from .model import add_model_arguments, model_of, threshold_of
@@ -70,6 +71,15 @@ def parse_arguments(argv: Sequence[str] | None, prog: str | None) -> argparse.Na
     )
     parser.add_argument(
         "--batch-size", type=int, default=1, help="images of one size together (%(default)s)"
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="predict large images in tiles of this side (objects: needs comer_d2[supervision])",
+    )
+    parser.add_argument(
+        "--overlap", type=float, default=0.2, help="share of a tile that is shared (%(default)s)"
     )
     return parser.parse_args(argv)
 
@@ -234,7 +244,12 @@ def predict(args: argparse.Namespace) -> int:
         label_maps=args.label_maps,
         image_id=ids.image_id,
     )
-    results = model.stream(places, threshold=threshold, batch_size=args.batch_size, on_error=skip)
+    if args.tile is None:
+        results = model.stream(
+            places, threshold=threshold, batch_size=args.batch_size, on_error=skip
+        )
+    else:
+        results = tiled(model, places, args.tile, args.overlap, threshold=threshold, on_error=skip)
     bar = tqdm(total=len(places), unit="image", disable=len(places) < 2)
     try:
         for result in results:

@@ -184,3 +184,15 @@ def test_compare(folder: Path, tmp_path: Path) -> None:
         code = main(["compare", str(folder / kind), "--count", "2", "--output", str(output)])
         assert code == 0
         assert min(Image.open(output).size) > 256
+
+
+def test_tiles_and_views(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    photo = folder / "digits-panoptic" / "val" / "00001.png"
+    (tmp_path / "bad.png").write_text("no image")
+    arguments = [photo, tmp_path / "bad.png", "--tile", "64", "--label-maps", "--no-pictures"]
+    assert predict(folder / "semantic", tmp_path / "out", *arguments) == 1
+    assert "bad.png" in capsys.readouterr().err
+    (path,) = (tmp_path / "out").rglob("00001.png.png")
+    assert Image.open(path).size == (128, 128)
+    assert predict(folder / "detector", tmp_path / "b", photo, "--flip", "--scales", "1", "2") == 0
+    assert predict(folder / "panoptic", tmp_path / "b", photo, "--flip") == 2
