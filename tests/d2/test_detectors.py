@@ -13,14 +13,14 @@ from comer_d2.d2.data.digits import DigitsSpec, make_digits
 from comer_d2.d2.predictor import load
 from tests.d2.runs import ROOT, read_metrics
 
-# Detector -> box AP that 500 iterations have to reach.
+# Detector -> iterations, and the box AP they have to reach; about twice that was measured.
 LEARNS = {
-    "faster_rcnn": 8.0,
-    "cascade_rcnn": 8.0,
-    "atss": 14.0,
-    "gfl": 14.0,
-    "dino": 5.0,
-    "codino": 5.0,
+    "faster_rcnn": (500, 8.0),
+    "cascade_rcnn": (250, 10.0),
+    "atss": (300, 5.5),
+    "gfl": (300, 6.5),
+    "dino": (500, 5.0),
+    "codino": (500, 5.0),
 }
 _BOX = "model.roi_heads.box_predictor"
 # Where the threshold of the scores is.
@@ -88,7 +88,8 @@ def test_learns_the_digits(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: str
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(digits))
-    train(detector, tmp_path / "run", "train.max_iter=500", "train.eval_period=0")
+    iterations, floor = LEARNS[detector]
+    train(detector, tmp_path / "run", f"train.max_iter={iterations}", "train.eval_period=0")
     results = json.loads((tmp_path / "run/evaluation.json").read_text())["results"]
     assert results.keys() == {"bbox"}
-    assert results["bbox"]["AP"] >= LEARNS[detector]
+    assert results["bbox"]["AP"] >= floor
