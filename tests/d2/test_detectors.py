@@ -19,8 +19,8 @@ LEARNS = {
     "cascade_rcnn": (250, 10.0),
     "atss": (300, 5.5),
     "gfl": (300, 6.5),
-    "dino": (500, 5.0),
-    "codino": (500, 5.0),
+    "dino": (500, 6.5),
+    "codino": (500, 13.0),
 }
 _BOX = "model.roi_heads.box_predictor"
 # Where the threshold of the scores is.
