@@ -10,7 +10,7 @@ COMMANDS = {
     "eval": ("comer_d2.d2.commands.evaluate", "measure a model on its test data"),
     "predict": ("comer_d2.d2.commands.predict", "images in; pictures, COCO json, label maps out"),
     "compare": ("comer_d2.d2.commands.compare", "draw ground truth beside prediction"),
-    "check": ("comer_d2.d2.commands.check", "read all of a config's data, list what is wrong"),
+    "data check": ("comer_d2.d2.commands.check", "read all of a config's data, list what is wrong"),
     "convert": ("comer_d2.convert", "convert a checkpoint between projects' names"),
     "info": ("comer_d2.info", "versions, devices, and what computes the operator"),
 }

@@ -147,10 +147,10 @@ def test_commands_that_do_without_it(command: str) -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "compare"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "compare", "data check"])
 def test_other_commands_say_what_is_missing(command: str) -> None:
     result = run_without_detectron2(
-        f"from comer_d2.__main__ import main\nsys.exit(main([{command!r}, '--help']))"
+        f"from comer_d2.__main__ import main\nsys.exit(main([*{command.split()!r}, '--help']))"
     )
     assert result.returncode == 2
     (line,) = result.stderr.strip().splitlines()

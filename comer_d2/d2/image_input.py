@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from .data.images import MODES_OF_8_BITS, read_image
 from .errors import UserError
 
-# Of one channel, with more than 8 bits: Pillow would turn anything above 255 into white.
-DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
 
 
@@ -30,13 +29,7 @@ def as_rgb(image: ImageLike) -> np.ndarray:
         UserError: it cannot be read, or holds other values.
     """
     if isinstance(image, (str, os.PathLike)):
-        path = os.fspath(image)
-        try:
-            with Image.open(path) as picture:
-                return _of_picture(picture)
-        # Pillow's own errors of damaged files are of many kinds: SyntaxError is one.
-        except Exception as error:
-            raise UserError(f"image '{path}' cannot be read: {error}") from error
+        return read_image(image)
     if isinstance(image, Image.Image):
         return _of_picture(image)
     if isinstance(image, torch.Tensor):
@@ -56,10 +49,10 @@ def as_rgb(image: ImageLike) -> np.ndarray:
 
 
 def _of_picture(picture: Image.Image) -> np.ndarray:
-    if picture.mode in DEEP_MODES:
+    if picture.mode not in MODES_OF_8_BITS:
         raise UserError(
-            f"its pixels have more than 8 bits (mode {picture.mode}), and no one range: scale them "
-            "to 0 to 255 as the training images were, and save or give 8 bits"
+            f"the image has more than 8 bits a channel (Pillow's mode {picture.mode}), and which of its "
+            "values are black and white is not known: convert it to 8 bits"
         )
     return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
 

@@ -1,4 +1,4 @@
-"""comer-d2 check: read every image and annotation of a config's data once."""
+"""comer-d2 data check: read every image and annotation of a config's data once."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from ..data.check import find_problems, write_repaired
 
 EXAMPLE = """\
 examples:
-  comer-d2 check --config-file configs/custom/mask_rcnn_comer_s.py dataset.train_json=train.json ...
-  comer-d2 check --config-file configs/COCOStuff/semantic/mask2former_comer_l.py
-  comer-d2 check --config-file my_config.py --repaired mended/"""
+  comer-d2 data check --config-file configs/custom/mask_rcnn_comer_s.py dataset.train_json=train.json ...
+  comer-d2 data check --config-file configs/COCOStuff/semantic/mask2former_comer_l.py
+  comer-d2 data check --config-file my_config.py --repaired mended/"""
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

@@ -159,7 +159,7 @@ def _blend(
     image: np.ndarray, masks: Sequence[np.ndarray], colors: Sequence[Color], scale: float
 ) -> Tensor:
     """The image under its masks, enlarged: (3, H, W) uint8."""
-    picture = F.to_image(image)
+    picture = torch.tensor(image).permute(2, 0, 1)
     if len(masks):
         # torchvision blackens what two masks share: the first one keeps it.
         free = np.ones(image.shape[:2], bool)
