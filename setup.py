@@ -161,6 +161,7 @@ setup(
     extras_require={
         "quickstart": ["scikit-learn", "tensorboard"],
         "supervision": ["supervision"],
+        "video": ["av"],
         "test": ["pytest", "ruff", "scikit-learn", "tensorboard"],
     },
 )

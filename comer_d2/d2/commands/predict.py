@@ -19,8 +19,10 @@ from ..data.images import IMAGE_ENDINGS
 from ..data.panoptic_png import write_panoptic_png
 from ..errors import UserError
 from ..image_input import ImageLike
+from ..predictor import Predictor, Threshold
 from ..results import Result
 from ..tiling import tiled
+from ..video import VIDEO_ENDINGS, frame_count, frame_rate, read_frames, write_frames
 from ..visualization.sheet import save_picture
 from .coco_ids import CocoIds, coco_ids
 from .model import add_model_arguments, model_of, threshold_of
@@ -30,6 +32,7 @@ SHOWN = 8  # objects that are named of each image
 EXAMPLE = """\
 examples:
   comer-d2 predict output/ photo.jpg
+  comer-d2 predict output/ film.mp4
   comer-d2 predict output/ photos/ --json --threshold 0.3 --output found/
   comer-d2 predict model.pth --config-file my_config.py a.jpg b.jpg --device cuda --dtype bfloat16"""
 
@@ -44,7 +47,10 @@ def parse_arguments(argv: Sequence[str] | None, prog: str | None) -> argparse.Na
     )
     add_model_arguments(parser)
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="image files, and folders that are searched"
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="image files, folders that are searched for them, and videos (comer_d2[video])",
     )
     parser.add_argument(
         "--output",
@@ -222,8 +228,18 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 def predict(args: argparse.Namespace) -> int:
     """Predict what a command line names; see `main`."""
     places = find_images(args.images, args.output)
+    videos = [name for name in places if Path(name).suffix.lower() in VIDEO_ENDINGS]
+    if videos and (args.json or args.label_maps or args.tile):
+        raise UserError(f"--json, --label-maps and --tile are for images, not for '{videos[0]}'")
     model = model_of(args)
     threshold = threshold_of(args, model)
+    for name in videos:
+        place = places.pop(name)
+        ending = "" if place.suffix.lower() == ".mp4" else ".mp4"
+        destination = args.output / f"{place}{ending}"
+        print(f"{name}: {draw_video(model, name, destination, threshold)} frames -> {destination}")
+    if not places:
+        return 0
     ids = CocoIds()
     if args.json or args.label_maps:
         ids = coco_ids(model.cfg, model.class_names, args.annotations)
@@ -265,6 +281,14 @@ def predict(args: argparse.Namespace) -> int:
     if bad:
         print(f"{len(bad)} of {len(places)} images could not be read", file=sys.stderr)
     return 1 if bad else 0
+
+
+def draw_video(model: Predictor, name: str, destination: Path, threshold: Threshold) -> int:
+    """Draw what is found in each frame of a video, into a new one; returns the number of frames."""
+    results = model.stream(read_frames(name), threshold=threshold)
+    bar = tqdm(results, Path(name).name, frame_count(name) or None, unit="frame")
+    pictures = (np.array(result.draw()) for result in bar)
+    return write_frames(destination, pictures, frame_rate(name))
 
 
 def _shortened(names: Sequence[str]) -> str:

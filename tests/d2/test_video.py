@@ -1,0 +1,65 @@
+"""Videos: frames come back as they were written, and predict draws each of them."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from comer_d2.__main__ import main
+from comer_d2.d2.errors import UserError
+from comer_d2.d2.video import frame_count, frame_rate, read_frames, write_frames
+from tests.d2.untrained import DETECTOR, write_digits, write_run
+
+pytest.importorskip("av")
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    frames = [np.full((65, 96, 3), 30 * number, np.uint8) for number in range(6)]
+    for number, frame in enumerate(frames):
+        frame[8 * number : 8 * number + 16, 40:64] = (220, 30, 30)
+    path = tmp_path / "in" / "film.mp4"
+    assert write_frames(path, frames, Fraction(10)) == 6
+    return path
+
+
+def test_frames_there_and_back(film: Path) -> None:
+    frames = list(read_frames(film))
+    assert len(frames) == frame_count(film) == 6
+    assert frame_rate(film) == 10
+    for number, frame in enumerate(frames):
+        assert frame.shape == (64, 96, 3)  # the odd row is left out
+        assert frame[8 * number + 4, 52] == pytest.approx(np.array([220, 30, 30]), abs=12)
+        assert frame[60, 4] == pytest.approx(np.full(3, 30 * number), abs=6)
+    assert [p.name for p in film.parent.iterdir()] == ["film.mp4"]
+
+
+def test_what_is_no_video(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    for name in ("text.mp4", "nowhere.mp4"):
+        with pytest.raises(UserError, match=f"{name}' cannot be read"):
+            list(read_frames(tmp_path / name))
+
+
+def test_a_failure_leaves_no_file(tmp_path: Path) -> None:
+    def frames():
+        yield np.zeros((64, 64, 3), np.uint8)
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError):
+        write_frames(tmp_path / "film.mp4", frames(), Fraction(10))
+    assert not list(tmp_path.iterdir())
+
+
+def test_predict_draws_a_video(film: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = write_run(tmp_path / "run", write_digits(tmp_path / "data"), DETECTOR)
+    arguments = ["predict", str(run), str(film), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--threshold", "0"]) == 0
+    assert "6 frames" in capsys.readouterr().out
+    drawn, before = (list(read_frames(p)) for p in (tmp_path / "out" / "film.mp4", film))
+    assert len(drawn) == 6 and drawn[0].shape == before[0].shape
+    assert np.abs(drawn[0].astype(int) - before[0]).max() > 50
+    assert main([*arguments, "--json"]) == 2
+    assert main([*arguments[:-1], str(film.parent)]) == 2
+    assert "would replace it" in capsys.readouterr().err
