@@ -81,10 +81,9 @@ def read_coco(
         The content and what there is to say about it. With findings, the content may be incomplete.
     """
     found = CocoFile()
-    content = parse(json_file, images, found.findings)
-    if content is None:
+    if not parse(found, json_file, images):
         return found
-    found.content = content
+    content = found.content
     check_fields(
         content,
         {
@@ -106,32 +105,38 @@ def read_coco(
     return found
 
 
-def parse(json_file: str | None, images: str | None, findings: Findings) -> dict[str, Any] | None:
-    """The json's lists of images, annotations and categories; None: there is no such thing, see `findings`."""
+def parse(found: CocoFile, json_file: str | None, images: str | None) -> bool:
+    """Read a json with images, annotations and categories into `found`.
+
+    Returns:
+        Whether there is such a thing; if not, the findings say why.
+    """
+    findings = found.findings
     if not json_file:
         findings.add(NOT_SET)
-        return None
+        return False
     if not Path(json_file).is_file():
         findings.add("there is no such file")
-        return None
+        return False
     if not images or not Path(images).is_dir():
         findings.add(f"its folder of images, {str(images or '')!r}, does not exist")
-        return None
+        return False
     try:
-        content = json.loads(Path(json_file).read_text(encoding="utf-8-sig"))
+        text = Path(json_file).read_bytes()
+        content = json.loads(text)  # with or without a byte order mark
     except ValueError as error:
         findings.add(f"not valid json ({error})")
-        return None
+        return False
     if not isinstance(content, dict):
         findings.add(
             "not in COCO format: the top level has to be an object with images, annotations and categories"
         )
-        return None
+        return False
     parts = ("images", "annotations", "categories")
     missing = [part for part in parts if not content.get(part)]
     if missing:
         findings.add(f"{' and '.join(missing)} missing or empty")
-        return None
+        return False
     wrong = [
         part
         for part in parts
@@ -140,8 +145,10 @@ def parse(json_file: str | None, images: str | None, findings: Findings) -> dict
     ]
     if wrong:
         findings.add(f"not in COCO format: {' and '.join(wrong)} has to be a list of objects")
-        return None
-    return content
+        return False
+    found.content = content
+    found.changed |= json.detect_encoding(text) != "utf-8"  # Detectron2 reads no other
+    return True
 
 
 def check_fields(
@@ -420,7 +427,7 @@ def _check_segmentations(
             if not annotation["iscrowd"]:
                 missing.append(annotation)
             continue
-        problems = _segmentation_problems(segmentation, image)
+        problems = segmentation_problems(segmentation, image)
         for problem in problems - {"points"}:
             wrong.setdefault(problem, []).append(f"{_name(annotation)} of {image['file_name']}")
         if "points" in problems:
@@ -454,7 +461,8 @@ SEGMENTATION_PROBLEMS = {
 }
 
 
-def _segmentation_problems(segmentation: Any, image: dict[str, Any]) -> set[str]:
+def segmentation_problems(segmentation: Any, image: dict[str, Any]) -> set[str]:
+    """Why an annotation's segmentation must not be rasterised: "points" and `SEGMENTATION_PROBLEMS`."""
     width, height = image["width"], image["height"]
     if isinstance(segmentation, dict):
         return {rle_problem(segmentation, width, height)} - {None}

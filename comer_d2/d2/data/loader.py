@@ -15,6 +15,7 @@ A config takes Detectron2's ``dataloader.train`` and swaps the call; the argumen
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -27,7 +28,10 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from .images import BadImage
 from .random_state import preserved_random_state, seeded
+
+logger = logging.getLogger(__name__)
 
 Sample = dict[str, Any]
 
@@ -86,15 +90,48 @@ class SampleStream:
             yield from torch.randperm(self.size, generator=generator).tolist()
 
 
+class BadImages:
+    """Counts the images that were skipped, in all loading processes together.
+
+    Args:
+        size: how many images there are.
+        allowed: how many of them may be skipped; 0: none, the first is an error.
+    """
+
+    def __init__(self, size: int, allowed: int) -> None:
+        self.allowed = allowed
+        self._seen = torch.zeros(size, dtype=torch.bool).share_memory_()
+
+    def skip(self, index: int, error: BadImage) -> None:
+        """Say once that an image is skipped.
+
+        Raises:
+            BadImage: too many were; the message names this one.
+        """
+        if self._seen[index]:
+            return
+        self._seen[index] = True
+        count = int(self._seen.sum())
+        if count > self.allowed:
+            limit = f"; {count - 1} others were skipped, and no more may be" if count > 1 else ""
+            raise BadImage(f"{error}{limit} (see dataset.on_bad_image)") from error
+        logger.warning("skipped, %d of at most %d: %s", count, self.allowed, error)
+
+
 class SeededDataset(Dataset):
     """Maps the sample of a (position, index) pair with generators seeded by the position."""
 
     def __init__(
-        self, dataset: Dataset, mapper: Callable[[Sample], Sample | None], seed: int
+        self,
+        dataset: Dataset,
+        mapper: Callable[[Sample], Sample | None],
+        seed: int,
+        bad_images: BadImages,
     ) -> None:
         self.dataset = dataset
         self.mapper = mapper
         self.seed = seed
+        self.bad_images = bad_images
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -104,7 +141,11 @@ class SeededDataset(Dataset):
         with seeded(self.seed, position):
             # As in Detectron2, a mapper may refuse a sample by returning None.
             for _ in range(100):
-                sample = self.mapper(self.dataset[index])
+                try:
+                    sample = self.mapper(self.dataset[index])
+                except BadImage as error:
+                    self.bad_images.skip(index, error)
+                    sample = None
                 if sample is not None:
                     return sample
                 index = int(torch.randint(len(self), ()))
@@ -128,7 +169,7 @@ class TrainLoader:
             dataset,
             batch_sampler=stream,
             num_workers=num_workers,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_outlive_interrupts,
             **kwargs,
         )
 
@@ -157,6 +198,8 @@ def build_train_loader(
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
     seed: int | None = None,
+    on_bad_image: str = "error",
+    max_bad_images: float = 0.1,
     collate_fn: Callable[[list[Sample]], Any] | None = None,
     **kwargs: Any,
 ) -> TrainLoader:
@@ -171,6 +214,9 @@ def build_train_loader(
         num_workers: loading processes per training process.
         seed: of shuffling and augmentation; by default drawn once for all processes, and thereby
             a function of `train.seed` where that is set.
+        on_bad_image: what to do with an image that cannot be read: "error" stops, naming the file;
+            "skip" takes another image, drawn as the augmentations are, and says so.
+        max_bad_images: the share of all images that may be skipped.
         collate_fn: list of mapped samples to a batch; by default the list itself.
         **kwargs: other arguments of PyTorch's DataLoader.
 
@@ -178,7 +224,8 @@ def build_train_loader(
         An endless iterable of batches.
 
     Raises:
-        ValueError: an empty data set, or a batch size that the processes cannot share evenly.
+        ValueError: an empty data set, a batch size that the processes cannot share evenly, or
+            another `on_bad_image`.
     """
     world_size = comm.get_world_size()
     if len(dataset) == 0:
@@ -188,6 +235,9 @@ def build_train_loader(
             f"dataloader.train.total_batch_size={total_batch_size} cannot be shared evenly by "
             f"{world_size} processes"
         )
+    if on_bad_image not in ("error", "skip"):
+        raise ValueError(f"on_bad_image={on_bad_image!r}: use error or skip")
+    allowed = int(max_bad_images * len(dataset)) if on_bad_image == "skip" else 0
     if seed is None:
         seed = comm.shared_random_seed()
     portrait = None
@@ -205,23 +255,31 @@ def build_train_loader(
     )
     collate_fn = trivial_batch_collator if collate_fn is None else collate_fn
     return TrainLoader(
-        SeededDataset(dataset, mapper, seed), stream, num_workers, collate_fn=collate_fn, **kwargs
+        SeededDataset(dataset, mapper, seed, BadImages(len(dataset), allowed)),
+        stream,
+        num_workers,
+        collate_fn=collate_fn,
+        **kwargs,
     )
 
 
-def _ignore_interrupts(worker_id: int) -> None:
+def _outlive_interrupts(worker_id: int) -> None:
     """Let loading processes outlive the signal that tells the training process to finish a step.
 
     Ctrl-C in a terminal and a batch system's SIGTERM reach every process of a job. A worker that
-    died of it would break the training process in the middle of a step.
+    died of it would break the training process in the middle of a step. The training process's own
+    SIGTERM, with which it ends its workers after an error, is obeyed at once.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for the thread that waits for it
+    threading.Thread(target=_wait_for_the_end, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for_the_end(parent: int) -> None:
     grace = 30.0  # seconds; a worker nobody shut down by then goes away by itself
-
-    def leave_later(signum: int, frame: Any) -> None:
-        timer = threading.Timer(grace, os._exit, args=(0,))
-        timer.daemon = True
-        timer.start()
-
-    signal.signal(signal.SIGTERM, leave_later)
+    sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
+    while sender != parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, grace)
+        sender = received.si_pid if received else parent
+    os._exit(0)

@@ -161,8 +161,7 @@ def _read(dataset: DictConfig, split: str, decode: bool) -> CocoFile:
     """The json, checked against images and PNGs; all PNGs are read."""
     found = CocoFile()
     masks = dataset.get(f"{split}_masks")
-    content = parse(dataset.get(f"{split}_json"), dataset.get(f"{split}_images"), found.findings)
-    if content is None:
+    if not parse(found, dataset.get(f"{split}_json"), dataset.get(f"{split}_images")):
         if dataset.get("hint") and not Path(dataset.get(f"{split}_json") or "").is_file():
             found.findings.add(dataset.hint)
         return found
@@ -171,7 +170,7 @@ def _read(dataset: DictConfig, split: str, decode: bool) -> CocoFile:
             f"its folder of PNGs, dataset.{split}_masks={masks or ''!r}, does not exist"
         )
         return found
-    found.content = content
+    content = found.content
     check_fields(
         content,
         {

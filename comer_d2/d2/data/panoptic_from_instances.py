@@ -4,12 +4,16 @@ import json
 import os
 import shutil
 import tempfile
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePath
 
 import numpy as np
 import pycocotools.mask as mask_util
 from tqdm import tqdm
 
+from ..errors import UserError
+from .coco_json import segmentation_problems
 from .panoptic_png import write_panoptic_png
 
 
@@ -29,6 +33,12 @@ def panoptic_from_instances(
         output: folder for the PNGs; the json is named after it, ``<output>.json``.
         background: name of the stuff class of pixels without an instance.
         progress: show a progress bar.
+
+    A PNG has the path of its image below `output`, ending in .png; where two images differ in the
+    ending alone, .png is added to it.
+
+    Raises:
+        UserError: a segmentation is missing or unsound; the message names the annotation.
     """
     content = json.loads(Path(json_file).read_text(encoding="utf-8"))
     output = Path(output)
@@ -39,6 +49,7 @@ def panoptic_from_instances(
     for annotation in content["annotations"]:
         of_image[annotation["image_id"]].append(annotation)
 
+    names = _png_names([image["file_name"] for image in content["images"]])
     annotations = []
     folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-"))
     try:
@@ -46,7 +57,7 @@ def panoptic_from_instances(
             things = of_image[image["id"]]
             ids = np.full((image["height"], image["width"]), len(things) + 1, np.int32)
             for number, thing in enumerate(things, 1):
-                ids[_mask(thing["segmentation"], *ids.shape)] = number
+                ids[_mask(thing, image)] = number
             area = np.bincount(ids.flatten(), minlength=len(things) + 2).tolist()
             labels = [thing["category_id"] for thing in things] + [stuff]
             crowds = [thing.get("iscrowd", 0) for thing in things] + [0]
@@ -55,7 +66,8 @@ def panoptic_from_instances(
                 for i, (label, crowd) in enumerate(zip(labels, crowds, strict=True), 1)
                 if area[i]
             ]
-            name = Path(image["file_name"]).with_suffix(".png").name
+            name = names[image["file_name"]]
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_panoptic_png(ids, folder / name)
             annotations.append({"image_id": image["id"], "file_name": name, "segments_info": info})
         folder.chmod(0o755)
@@ -70,8 +82,27 @@ def panoptic_from_instances(
     os.replace(part, output.with_suffix(".json"))
 
 
-def _mask(segmentation: dict | list, height: int, width: int) -> np.ndarray:
+def _png_names(file_names: Sequence[str]) -> dict[str, str]:
+    stems = Counter(str(PurePath(name).with_suffix("")) for name in file_names)
+    names = {}
+    for name in file_names:
+        path = PurePath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(f"file_name {name!r} leads out of the folder of images")
+        alone = stems[str(path.with_suffix(""))] == 1
+        names[name] = str(path.with_suffix(".png")) if alone else f"{path}.png"
+    return names
+
+
+def _mask(annotation: dict, image: dict) -> np.ndarray:
     """Polygons or RLE, compressed or not -> (h, w) bool."""
+    segmentation = annotation.get("segmentation")
+    if not segmentation or segmentation_problems(segmentation, image):
+        raise UserError(
+            f"annotation {annotation['id']} of {image['file_name']} has no sound segmentation; "
+            "comer-d2 check says what is wrong"
+        )
+    height, width = image["height"], image["width"]
     if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
         segmentation = mask_util.frPyObjects(segmentation, height, width)
     rles = segmentation if isinstance(segmentation, list) else [segmentation]

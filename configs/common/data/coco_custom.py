@@ -21,6 +21,8 @@ dataset = dict(
     hint="",
 )
 
+dataloader.train.on_bad_image = "${dataset.on_bad_image}"
+dataloader.train.max_bad_images = "${dataset.max_bad_images}"
 dataloader.train.dataset.names = "${dataset.name}_train"
 dataloader.test.dataset.names = "${dataset.name}_val"
 # Polygons and RLE both become bitmasks; "polygon" would refuse RLE.

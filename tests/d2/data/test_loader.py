@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import os
 import random
+import subprocess
+import sys
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from comer_d2.d2.data.images import BadImage
 from comer_d2.d2.data.loader import SampleStream, TrainLoader, build_train_loader
 from comer_d2.d2.data.random_state import (
     get_random_state,
     preserved_random_state,
     set_random_state,
 )
+from tests.d2.runs import ROOT
 
 SAMPLES = [{"id": i, "width": 10, "height": 20 if i % 3 == 0 else 5} for i in range(10)]
 
@@ -100,3 +107,92 @@ def test_a_mapper_may_refuse_a_sample() -> None:
 def test_an_empty_data_set_is_named() -> None:
     with pytest.raises(ValueError, match="no images"):
         build_train_loader([], mapper=draw, total_batch_size=2)
+
+
+def spoilt(sample: dict[str, Any]) -> Any:
+    """A mapper to which two of ten images are bad."""
+    if sample["id"] in (2, 5):
+        raise BadImage(f"{sample['id']}.jpg: the image cannot be read")
+    return draw(sample)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_bad_image_is_an_error_that_names_it(num_workers: int) -> None:
+    with pytest.raises(BadImage, match=r"[25]\.jpg: the image cannot be read"):
+        take(make_loader(mapper=spoilt, num_workers=num_workers), 20)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_bad_images_are_skipped_and_listed_up_to_a_limit(
+    num_workers: int, capfd: pytest.CaptureFixture
+) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    logging.getLogger("comer_d2").addHandler(handler)
+    options = {"mapper": spoilt, "num_workers": num_workers, "on_bad_image": "skip"}
+    whole = take(make_loader(**options, max_bad_images=0.2), 12)
+    assert {sample_id for sample_id, *_ in flat(whole)} == set(range(10)) - {2, 5}
+    logging.getLogger("comer_d2").removeHandler(handler)
+    listed = capfd.readouterr().err  # of workers too
+    assert "2.jpg: the image cannot be read" in listed and "2 of at most 2" in listed
+    assert listed.count("5.jpg") == 1
+    resumed = make_loader(**options, max_bad_images=0.2)
+    resumed.seek(7)
+    assert take(resumed, 5) == whole[7:]
+    with pytest.raises(BadImage, match="1 others were skipped, and no more may be"):
+        take(make_loader(**options, max_bad_images=0.1), 12)
+
+
+LOADS = """
+import logging, os, signal, sys, time
+from comer_d2.d2.data.loader import build_train_loader
+def fails(sample):
+    if sample["id"] == 5:
+        raise ValueError("image 5")
+    time.sleep(0.01)
+    return os.getpid()
+samples = [{"id": i, "width": 2, "height": 1} for i in range(10)]
+batches = iter(build_train_loader(samples, mapper=fails, total_batch_size=1, num_workers=2, seed=1))
+"""
+
+
+def test_an_error_in_a_loading_process_ends_the_run_at_once() -> None:
+    code = (
+        LOADS
+        + """
+start = time.time()
+try:
+    for batch in batches: pass
+finally:
+    print(start, flush=True)
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 1 and "image 5" in done.stderr
+    assert time.time() - float(done.stdout) < 10  # without the 30 s of grace
+
+
+def test_loading_processes_outlive_a_signal_that_is_not_their_parents() -> None:
+    code = (
+        LOADS.replace("== 5", "== 50")
+        + """
+worker = next(batches)[0]
+os.system(f"kill -TERM {worker}")
+time.sleep(0.2)
+assert worker in {next(batches)[0] for _ in range(20)}
+print("still there", flush=True)
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert "still there" in done.stdout, done.stderr

@@ -94,3 +94,33 @@ def test_instances_with_the_rest_as_stuff(tmp_path: Path) -> None:
     assert [s["category_id"] for s in annotation["segments_info"]] == [4, 2, 5]
     assert [s["area"] for s in annotation["segments_info"]] == [8, 6, 26]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.json", "out", "out.json"]
+
+
+def test_images_of_one_name_keep_apart(tmp_path: Path) -> None:
+    names = ["a/1.jpg", "b/1.jpg", "b/1.png", "c.jpg"]
+    size = {"width": 8, "height": 5}
+    polygon = [[0, 0, 2, 0, 2, 5, 0, 5]]
+    content = {
+        "images": [{"id": i, "file_name": name, **size} for i, name in enumerate(names)],
+        "annotations": [
+            {"id": i + 1, "image_id": i, "category_id": 1, "segmentation": polygon}
+            for i in range(4)
+        ],
+        "categories": [{"id": 1, "name": "one"}],
+    }
+    (tmp_path / "in.json").write_text(json.dumps(content))
+    arguments = {"background": "page", "progress": False}
+    panoptic_from_instances(tmp_path / "in.json", tmp_path / "out", **arguments)
+    expected = ["a/1.png", "b/1.jpg.png", "b/1.png.png", "c.png"]
+    assert (
+        sorted(
+            p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.png")
+        )
+        == expected
+    )
+    listed = json.loads((tmp_path / "out.json").read_text())["annotations"]
+    assert [a["file_name"] for a in listed] == expected
+    content["annotations"][1]["segmentation"] = [[0, 0, 1e9, 0, 2, 5]]
+    (tmp_path / "in.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"annotation 2 of b/1\.jpg has no sound segmentation"):
+        panoptic_from_instances(tmp_path / "in.json", tmp_path / "out", **arguments)
