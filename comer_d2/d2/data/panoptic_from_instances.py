@@ -100,7 +100,7 @@ def _mask(annotation: dict, image: dict) -> np.ndarray:
     if not segmentation or segmentation_problems(segmentation, image):
         raise UserError(
             f"annotation {annotation['id']} of {image['file_name']} has no sound segmentation; "
-            "comer-d2 check says what is wrong"
+            "comer-d2 data check says what is wrong"
         )
     height, width = image["height"], image["width"]
     if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
