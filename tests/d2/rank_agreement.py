@@ -17,8 +17,8 @@ trainers: list[Trainer] = []
 _build_trainer = run.build_trainer
 
 
-def _remembering(*args):
-    result = _build_trainer(*args)
+def _remembering(*args, **kwargs):
+    result = _build_trainer(*args, **kwargs)
     trainers.append(result[0])
     _initial.append(_flat(result[0].bare_model))
     return result

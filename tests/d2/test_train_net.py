@@ -16,10 +16,12 @@ from detectron2.config import LazyConfig
 from omegaconf import OmegaConf
 
 from comer_d2.d2.cli import main
+from comer_d2.d2.engine import run as run_module
 from comer_d2.d2.engine.config import TRAIN_DEFAULTS, load_config
+from comer_d2.d2.engine.progress import EVALUATED
 from tests.d2.runs import ROOT, TINY, read_metrics, start_train_net
 
-MEASURED = ("time", "data_time", "eta_seconds", "images_per_second", "max_mem_mb")
+MEASURED = ("time", "data_time", "eta_seconds", "images_per_second", "max_mem_mb", EVALUATED)
 
 
 def losses(output: Path) -> list[dict[str, float]]:
@@ -79,9 +81,11 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     whole_run: Path, tmp_path: Path, num_workers: int
 ) -> None:
     output = stopped_after_four(whole_run, tmp_path / "output")
+    (output / ".half.tmp").write_bytes(b"of a write that was killed")
     workers = f"dataloader.train.num_workers={num_workers}"
     assert run("--resume", f"train.output_dir={output}", workers) == 0
     assert losses(output) == losses(whole_run)
+    assert not list(output.glob(".*.tmp"))
     whole, resumed = (torch.load(o / "model_final.pth") for o in (whole_run, output))
     for name, value in whole["model"].items():
         assert torch.equal(resumed["model"][name], value), name
@@ -92,14 +96,85 @@ def test_evaluation_alone_gives_the_runs_results(
     whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     weights = f"train.init_checkpoint={whole_run / 'model_final.pth'}"
-    assert run("--eval-only", weights, f"train.output_dir={tmp_path}") == 0
+    assert run("--eval-only", weights, f"train.output_dir={tmp_path}", "train.seed=7") == 0
     own, of_run = (
         json.loads((folder / "evaluation.json").read_text()) for folder in (tmp_path, whole_run)
     )
     assert own == of_run
+    assert not (tmp_path / "config.yaml").exists()  # nor is a training's overwritten
     printed = capfd.readouterr().out
     assert "Evaluation results for bbox" in printed
     assert "Evaluation results for segm" in printed
+
+
+def test_changed_optimizer_settings_apply_when_a_run_goes_on(
+    whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    output = stopped_after_four(whole_run, tmp_path / "output")
+    changed = ["optimizer.lr=1e-5", "optimizer.params.weight_decay_norm=0.03"]
+    assert (
+        run("--resume", f"train.output_dir={output}", *changed, "optimizer.betas=[0.8,0.99]") == 0
+    )
+    of_whole = {line["iteration"]: line["lr"] for line in read_metrics(whole_run)}
+    for line in read_metrics(output)[4:]:
+        assert line["lr"] == pytest.approx(of_whole[line["iteration"]] / 100)
+    groups = torch.load(output / "model_final.pth")["trainer"]["optimizer"]["param_groups"]
+    assert {tuple(group["betas"]) for group in groups} == {(0.8, 0.99)}
+    assert 0.03 in {group["weight_decay"] for group in groups}
+    printed = capfd.readouterr().out
+    assert (
+        "optimizer.lr is the config's from here on, not the checkpoint's: 0.001 -> 1e-05" in printed
+    )
+    assert "optimizer.betas is the config's" in printed
+
+
+@pytest.mark.parametrize("stop_after", [4, 8])
+def test_an_interrupted_evaluation_is_done_when_the_run_goes_on(
+    whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
+    """It counts for metrics.json and for the best model as if it had never been interrupted."""
+    evaluate = run_module.evaluate
+
+    def with_signal(cfg, model, loader, iteration, interrupt):
+        if iteration + 1 == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(cfg, model, loader, iteration, interrupt)
+
+    output = tmp_path / "output"
+    options = [f"train.output_dir={output}", "train.eval_period=4"]
+    monkeypatch.setattr(run_module, "evaluate", with_signal)
+    assert run(*options) == 128 + signal.SIGTERM
+    assert len(read_metrics(output)) == stop_after
+    # Once more, in the evaluation that is made up for.
+    assert run("--resume", *options) == 128 + signal.SIGTERM
+    assert len(read_metrics(output)) == stop_after
+
+    monkeypatch.setattr(run_module, "evaluate", evaluate)
+    assert run("--resume", *options) == 0
+    lines = losses(output)
+    assert {"bbox/AP", "segm/AP"} <= lines[3].keys()
+    whole = losses(whole_run)
+    assert lines[7] == whole[7]
+    for line, expected in zip(lines, whole, strict=True):
+        assert line.items() >= expected.items()
+    best = json.loads((output / "model_best.json").read_text())
+    assert best["value"] == max(lines[3]["bbox/AP"], lines[7]["bbox/AP"])
+    assert torch.load(output / "model_best.pth")["best"] == best
+
+
+def test_a_run_killed_in_its_last_evaluation_has_a_best_model(
+    whole_run: Path, tmp_path: Path
+) -> None:
+    """The state after kill -9: the last checkpoint is there, the last line of metrics.json is not."""
+    output = tmp_path / "output"
+    shutil.copytree(whole_run, output)
+    for name in ("evaluation.json", "model_best.pth", "model_best.json"):
+        (output / name).unlink()
+    lines = (output / "metrics.json").read_text().splitlines(keepends=True)
+    (output / "metrics.json").write_text("".join(lines[:-1]) + lines[-1][:30])
+    assert run("--resume", f"train.output_dir={output}") == 0
+    assert losses(output) == losses(whole_run)
+    assert json.loads((output / "model_best.json").read_text())["iteration"] == 7
 
 
 def test_a_finished_run_that_is_resumed_is_evaluated(whole_run: Path, tmp_path: Path) -> None:
@@ -244,6 +319,103 @@ def test_a_folder_with_a_run_in_it_is_not_overwritten(
 ) -> None:
     assert run(f"train.output_dir={whole_run}") == 2
     assert "holds a run already" in capfd.readouterr().err
+
+
+def test_a_folder_in_use_is_not_shared(
+    whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    output = stopped_after_four(whole_run, tmp_path / "output")
+    hold = (
+        "import sys; from comer_d2.d2.engine.output_folder import locked\n"
+        "with locked(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, str(output)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert other.stdout.readline() == b"held\n"
+    before = (output / "metrics.json").read_bytes()
+    assert run("--resume", f"train.output_dir={output}") == 2
+    assert f"is in use by process {other.pid} on " in capfd.readouterr().err
+    assert (output / "metrics.json").read_bytes() == before
+    other.kill()
+    other.wait()
+    assert run("--resume", f"train.output_dir={output}", "train.max_iter=5") == 0
+
+
+def test_an_output_folder_that_cannot_be_one(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "output"):
+        assert run(f"train.output_dir={output}") == 2
+        printed = capfd.readouterr().err
+        assert f"train.output_dir='{output}' cannot be written" in printed
+        assert "Traceback" not in printed
+
+
+def test_a_damaged_last_checkpoint_names_an_older_one(
+    whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "output"
+    shutil.copytree(whole_run, output)
+    whole = (output / "model_final.pth").read_bytes()
+    (output / "model_final.pth").write_bytes(whole[: len(whole) // 2])
+    assert run("--resume", f"train.output_dir={output}") == 2
+    printed = capfd.readouterr().err
+    assert "model_final.pth' cannot be read" in printed
+    assert f"write the name model_0000003.pth into {output}/last_checkpoint" in printed
+
+
+WRONG_FORMS = {
+    "optimizer": lambda state: state["trainer"].update(optimizer=[1, 2]),
+    "optimizer's state": lambda state: state["trainer"]["optimizer"].update(state={0: {"step": 3}}),
+    "iteration": lambda state: state["trainer"].update(iteration="four"),
+    "random states": lambda state: state.update(random=[7]),
+    "loader": lambda state: state.update(data=None),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_FORMS)
+def test_a_checkpoint_of_a_wrong_form_is_one_clear_error(
+    what: str, whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    output = stopped_after_four(whole_run, tmp_path / "output")
+    state = torch.load(output / "model_0000003.pth")
+    WRONG_FORMS[what](state)
+    torch.save(state, output / "model_0000003.pth")
+    assert run("--resume", f"train.output_dir={output}") == 2
+    printed = capfd.readouterr().err
+    assert "checkpoint" in printed
+    assert "Traceback" not in printed
+
+
+def test_records_of_a_wrong_form_are_made_anew(
+    whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    output = stopped_after_four(whole_run, tmp_path / "output")
+    lines = (output / "metrics.json").read_bytes().splitlines(keepends=True)
+    wrong = [b"[1]\n", b'"text"\n', b"\xff\xfe\n", b'{"iteration": "two"}\n', b'{"iteration": 1}']
+    (output / "metrics.json").write_bytes(b"".join(lines[:4] + wrong))
+    shutil.copy(whole_run / "model_best.pth", output)
+    (output / "model_best.json").write_text("[]")
+    assert run("--resume", f"train.output_dir={output}") == 0
+    assert losses(output) == losses(whole_run)
+    assert "metrics.json: dropped 5 lines that are no records" in capfd.readouterr().out
+    best = json.loads((output / "model_best.json").read_text())
+    assert best == json.loads((whole_run / "model_best.json").read_text())
+
+
+def test_a_damaged_best_model_is_one_clear_error(
+    whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    output = stopped_after_four(whole_run, tmp_path / "output")
+    (output / "model_best.pth").write_bytes(b"nothing")
+    assert run("--resume", f"train.output_dir={output}") == 2
+    assert "model_best.pth' cannot be read" in capfd.readouterr().err
+    shutil.copy(whole_run / "model_0000003.pth", output / "model_best.pth")
+    assert run("--resume", f"train.output_dir={output}") == 2
+    assert "model_best.pth' holds no record" in capfd.readouterr().err
 
 
 def test_training_goes_on_from_given_weights(whole_run: Path, tmp_path: Path) -> None:

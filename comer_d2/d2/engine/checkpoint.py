@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ...weights import WeightsError, load_weights, read_weights
 from ...weights.files import write_atomically
 from ...weights.pretrained import TIMM
 from ..errors import TrainingError, UserError
+from .output_folder import describe
 
 logger = logging.getLogger(__name__)
 
@@ -36,45 +38,76 @@ class CheckpointFolder:
 
     Args:
         folder: the run's output folder.
-        max_to_keep: how many numbered checkpoints stay; the oldest go first.
+        max_to_keep: how many numbered checkpoints of this run stay; the oldest go first.
     """
 
     def __init__(self, folder: str, max_to_keep: int | None = None) -> None:
         self.folder = folder
         self.max_to_keep = max_to_keep
+        self.marker = os.path.join(folder, "last_checkpoint")
+        self.numbered: list[str] = []  # of this run, oldest first; one may be gone, or to come
 
     def last(self) -> str | None:
         """Path of the checkpoint to resume from, or None where the folder holds no run."""
         try:
-            with open(os.path.join(self.folder, "last_checkpoint")) as f:
+            with open(self.marker, errors="replace") as f:
                 name = f.read().strip()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as e:
+            raise UserError(f"'{self.marker}' cannot be read: {e.strerror}") from e
+        if not re.fullmatch(r"[\w.-]+\.pth", name):
+            raise UserError(
+                f"'{self.marker}' should hold the name of a checkpoint beside it, not {name[:50]!r}: "
+                "write one into it, or remove it to start anew"
+            )
         return os.path.join(self.folder, name)
+
+    def newest_readable(self, but: str) -> str | None:
+        """Name of the newest checkpoint to resume from, other than one; None if there is none."""
+        paths = [
+            os.path.join(self.folder, name)
+            for name in os.listdir(self.folder)
+            if re.fullmatch(r"model_(\d{7,}|final)\.pth", name) and name != os.path.basename(but)
+        ]
+        for path in sorted(paths, key=os.path.getmtime, reverse=True):
+            try:
+                if "trainer" in read_checkpoint(path):
+                    return os.path.basename(path)
+            except UserError:
+                continue
+        return None
+
+    def announce(self, name: str) -> None:
+        """Count a checkpoint among this run's before it is written, so that it can say so itself."""
+        if re.fullmatch(r"model_\d{7,}", name):
+            self.numbered = [n for n in self.numbered if n != name] + [name]
 
     def write(self, name: str, state: dict[str, Any], *, resume_from: bool = True) -> str:
         """Write ``{name}.pth`` and, with `resume_from`, make it the one to resume from.
 
         Raises:
-            TrainingError: weights in ``state["model"]`` that are not finite; nothing is written.
+            TrainingError: weights in ``state["model"]`` that are not finite, or no space, or no
+                folder any more; what was there stays as it was.
         """
         check_finite(state["model"])
         path = os.path.join(self.folder, f"{name}.pth")
-        write_atomically(path, lambda temporary: torch.save(state, temporary))
-        if resume_from:
-            marker = os.path.join(self.folder, "last_checkpoint")
-            write_atomically(marker, lambda temporary: temporary.write_text(f"{name}.pth"))
-            self._remove_oldest()
+        try:
+            write_atomically(path, lambda temporary: torch.save(state, temporary))
+            if resume_from:
+                write_atomically(self.marker, lambda temporary: temporary.write_text(f"{name}.pth"))
+        except (OSError, RuntimeError, WeightsError) as e:  # torch's writer has its own errors
+            raise TrainingError(
+                f"checkpoint '{path}' cannot be written: {describe(e, self.folder)}; the one to "
+                "resume from is as it was"
+            ) from e
+        self.announce(name)
+        if resume_from and self.max_to_keep is not None:
+            for old in self.numbered[: -self.max_to_keep]:
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(self.folder, f"{old}.pth"))
+            self.numbered = self.numbered[-self.max_to_keep :]
         return path
-
-    def _remove_oldest(self) -> None:
-        if self.max_to_keep is None:
-            return
-        numbered = sorted(
-            n for n in os.listdir(self.folder) if re.fullmatch(r"model_\d{7,}\.pth", n)
-        )
-        for name in numbered[: -self.max_to_keep]:
-            os.unlink(os.path.join(self.folder, name))
 
 
 def check_finite(weights: dict[str, Tensor]) -> None:

@@ -1,12 +1,9 @@
-"""What happens between the steps: checkpoints, evaluation, the best model."""
+"""What happens between the steps: checkpoints and evaluation."""
 
 from __future__ import annotations
 
-import difflib
-import json
 import logging
-import math
-import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +11,11 @@ from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
-from ..data.random_state import get_random_state, preserved_random_state, set_random_state
-from ..errors import UserError
-from .checkpoint import CheckpointFolder, write_json
+from ..data.random_state import get_random_state, preserved_random_state
+from .best_model import BestModel
+from .checkpoint import CheckpointFolder
 from .evaluation import EvaluationStopped
+from .progress import EVALUATED
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +37,9 @@ class Checkpoints(HookBase):
         self._written_after = -1  # iteration
         self.last_written = ""  # path
 
+    def before_train(self) -> None:
+        self._written_after = self.trainer.start_iter - 1
+
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done == self.trainer.max_iter:
@@ -52,6 +53,7 @@ class Checkpoints(HookBase):
 
     def _write(self, name: str) -> None:
         self._written_after = self.trainer.iter
+        self._folder.announce(name)
         random_states = comm.gather(get_random_state())
         if comm.is_main_process():
             state = {
@@ -68,123 +70,80 @@ class Checkpoints(HookBase):
             )
         comm.synchronize()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The numbered checkpoints of this run: those are what it may remove."""
+        return {"numbered": self._folder.numbered}
 
-def resume(trainer: Any, state: dict[str, Any]) -> int:
-    """Bring a trainer to where a checkpoint was written; its model is loaded already.
-
-    Args:
-        trainer: a `Trainer` with all hooks registered.
-        state: a checkpoint of the `Checkpoints` hook.
-
-    Returns:
-        The iteration to go on with.
-    """
-    if "trainer" not in state:
-        raise UserError(
-            "the last checkpoint holds weights only, so training cannot go on from it; start a new "
-            "run with train.init_checkpoint set to it"
-        )
-    try:
-        trainer.load_state_dict(state["trainer"])
-    except (KeyError, ValueError) as e:
-        raise UserError(f"the checkpoint's optimizer does not fit the config's: {e}") from e
-    start = trainer.iter + 1
-    loader = trainer.data_loader
-    if hasattr(loader, "seek") and "data" in state:
-        loader.load_state_dict(state["data"])
-        loader.seek(start * trainer.accumulation_steps)
-    else:
-        logger.warning(
-            "The data loader cannot start in the middle: the first batches are seen again. "
-            "comer_d2.d2.data.loader.build_train_loader can."
-        )
-    states = state.get("random", [])
-    if len(states) == comm.get_world_size():
-        set_random_state(states[comm.get_rank()])
-    else:
-        logger.warning(
-            "Random states not restored: saved by %d processes, now there are %d",
-            len(states),
-            comm.get_world_size(),
-        )
-    return start
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._folder.numbered = [str(name) for name in state_dict["numbered"]]
 
 
 class Evaluation(HookBase):
     """Evaluates every `period` iterations and after the last; keeps the best model.
 
+    An evaluation counts when its results are in metrics.json: one that was interrupted before is
+    done when the run goes on.
+
     Args:
         period: iterations between evaluations; 0 evaluates at the end only.
         evaluate: takes the iteration's number, returns Detectron2's results (task -> metric -> value).
-        folder: where model_best.pth and model_best.json go.
-        metric: such as "bbox/AP"; None keeps no best model.
-        mode: "max" or "min".
+        max_iter: iterations of the run.
+        best: keeps the best model; None: none is kept.
     """
 
     def __init__(
         self,
         period: int,
         evaluate: Callable[[int], dict[str, Any]],
-        folder: CheckpointFolder,
-        metric: str | None,
-        mode: str = "max",
+        max_iter: int,
+        best: BestModel | None,
     ) -> None:
         self._period = period
-        self.evaluate = evaluate
-        self._folder = folder
-        self._metric = metric
-        self._better = (lambda a, b: a > b) if mode == "max" else (lambda a, b: a < b)
-        self._record = os.path.join(folder.folder, "model_best.json")
+        self._evaluate = evaluate
+        self._max_iter = max_iter
+        self._best = best
+        self.unfinished = False  # the one that was due at the iteration before the first
         self.results: dict[str, Any] = {}  # the latest, in the main process
         self.finished = False  # the one after the last iteration was done, in all processes
 
+    def is_due(self, iteration: int) -> bool:
+        """Whether there is an evaluation after this iteration."""
+        done = iteration + 1
+        return done > 0 and (
+            done >= self._max_iter or (self._period > 0 and done % self._period == 0)
+        )
+
+    def before_train(self) -> None:
+        last = self.trainer.start_iter - 1
+        if self.unfinished:
+            logger.info("The evaluation after %d iterations was not finished: doing it", last + 1)
+            self._run(last)
+        elif last + 1 >= self._max_iter:
+            logger.info("All %d iterations are done already: evaluating", self._max_iter)
+            self._run(last, counts=False)
+
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        due = self._period > 0 and done % self._period == 0 and not self.trainer.interrupted_by
-        if not due and done != self.trainer.max_iter:
-            return
+        if self.is_due(self.trainer.iter) and not (
+            self.trainer.interrupted_by and done != self._max_iter
+        ):
+            self._run(self.trainer.iter)
+
+    def _run(self, iteration: int, counts: bool = True) -> None:
+        start = time.perf_counter()
         # An evaluation must not change what training draws: a resumed run skips past ones.
         try:
             with preserved_random_state():
-                self.results = self.evaluate(self.trainer.iter)
+                self.results = self._evaluate(iteration)
         except EvaluationStopped:
             self.trainer.interrupted_by = self.trainer.interrupt.signum
             return
-        self.finished = done == self.trainer.max_iter
-        if comm.is_main_process() and self.results:
+        self.finished = iteration + 1 >= self._max_iter
+        if comm.is_main_process() and self.results and counts:
             values = flatten_results_dict(self.results)
-            self.trainer.storage.put_scalars(**values, smoothing_hint=False)
-            self._keep_best(values)
+            if self._best:
+                self._best.keep(values, self.trainer.bare_model, iteration)
+            # Last, as it is what says that the evaluation counts.
+            values[EVALUATED] = time.perf_counter() - start
+            self.trainer.storage.put_scalars(**values, smoothing_hint=False, cur_iter=iteration)
         comm.synchronize()
-
-    def _keep_best(self, values: dict[str, float]) -> None:
-        if self._metric is None:
-            return
-        if self._metric not in values:
-            near = difflib.get_close_matches(self._metric, values, n=1)
-            logger.warning(
-                "No best checkpoint: train.best_checkpointer.metric=%s is not among the results%s",
-                self._metric,
-                f"; did you mean {near[0]}?" if near else f" ({', '.join(values)})",
-            )
-            return
-        value = float(values[self._metric])
-        best = self._best_so_far()
-        if not math.isfinite(value) or (best is not None and not self._better(value, best)):
-            return
-        state = {"model": self.trainer.bare_model.state_dict(), "iteration": self.trainer.iter}
-        path = self._folder.write("model_best", state, resume_from=False)
-        write_json(
-            self._record,
-            {"metric": self._metric, "value": value, "iteration": self.trainer.iter},
-        )
-        logger.info("Best %s so far, %.3f: %s", self._metric, value, path)
-
-    def _best_so_far(self) -> float | None:
-        """The best value of this run, from the file beside the checkpoint: it survives a resume."""
-        try:
-            with open(self._record) as f:
-                best = json.load(f)
-        except (FileNotFoundError, ValueError):
-            return None
-        return best["value"] if best["metric"] == self._metric else None

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import torch
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils.events import (
     EventStorage,
     EventWriter,
@@ -23,11 +23,14 @@ from ...weights.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
+# In metrics.json, seconds: the line of an iteration whose evaluation is done has it.
+EVALUATED = "evaluation_seconds"
+
 # Losses and times are shown as the median of this many iterations, as in Detectron2.
 WINDOW = 20
 
 # Of the machine, not of the training; not measured in the first iterations after a start either.
-_SPEEDS = {"time", "images_per_second"}
+_SPEEDS = {"time", "images_per_second", "eta_seconds"}
 
 
 class Throughput(HookBase):
@@ -95,6 +98,42 @@ def _medians(storage: EventStorage) -> dict[str, float]:
     return {name: value for name, (value, _) in values.items()}
 
 
+class Writers(hooks.PeriodicWriter):
+    """Detectron2's, which also writes at once what an evaluation found: that makes it count.
+
+    Args:
+        events: of `writers`.
+        period: iterations between lines.
+        lacks_line: metrics.json has no line of the iteration before the first.
+    """
+
+    def __init__(self, events: list[EventWriter], period: int, lacks_line: bool) -> None:
+        super().__init__(events, period)
+        self._lacks_line = lacks_line
+
+    def before_train(self) -> None:
+        last = self.trainer.start_iter - 1
+        if self._lacks_line and (self._is_due(last) or self._evaluated(last)):
+            self._write_records()
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self._evaluated(self.trainer.iter):
+            self._write_records()
+
+    def _is_due(self, iteration: int) -> bool:
+        done = iteration + 1
+        return done > 0 and (done % self._period == 0 or done == self.trainer.max_iter)
+
+    def _evaluated(self, iteration: int) -> bool:
+        return self.trainer.storage.latest().get(EVALUATED, (0.0, -1))[1] == iteration
+
+    def _write_records(self) -> None:
+        for writer in self._writers:
+            if not isinstance(writer, ProgressPrinter):
+                writer.write()
+
+
 class RecentMetrics(HookBase):
     """Carries the smoothing windows over a resume, so that the curves have no seam.
 
@@ -103,51 +142,88 @@ class RecentMetrics(HookBase):
 
     def __init__(self) -> None:
         self._restored: dict[str, list[tuple[float, int]]] = {}
+        self._restored_latest: dict[str, float] = {}
 
     def before_train(self) -> None:
+        storage = self.trainer.storage
         for name, samples in self._restored.items():
             for value, iteration in samples:
-                self.trainer.storage.put_scalar(name, value, cur_iter=iteration)
+                storage.put_scalar(name, value, cur_iter=iteration)
+        storage.put_scalars(
+            **self._restored_latest, smoothing_hint=False, cur_iter=self.trainer.start_iter - 1
+        )
 
     def state_dict(self) -> dict[str, Any]:
         storage = getattr(self.trainer, "storage", None)
         if storage is None:
             return {}
         hints = storage.smoothing_hints()
-        return {
+        windows = {
             name: [
                 (float(value), int(iteration)) for value, iteration in history.values()[-WINDOW:]
             ]
             for name, history in storage.histories().items()
             if hints[name] and name not in _SPEEDS
         }
+        latest = {
+            name: float(value)
+            for name, (value, iteration) in storage.latest().items()
+            if not hints[name] and iteration == self.trainer.iter and name not in _SPEEDS
+        }
+        return {"windows": windows, "latest": latest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict
+        self._restored = state_dict["windows"]
+        self._restored_latest = state_dict["latest"]
+
+
+class MetricsFile:
+    """The metrics.json of a run that goes on.
+
+    Args:
+        output_dir: the run's folder.
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        self.path = os.path.join(output_dir, "metrics.json")
+        self._lines: list[str] = []
+        self._records: list[dict[str, Any] | None] = []
+        if os.path.exists(self.path):
+            with open(self.path, encoding="utf-8", errors="replace") as f:
+                self._lines = f.readlines()
+            self._records = [_parse(line) for line in self._lines]
+
+    def has(self, iteration: int, key: str = "iteration") -> bool:
+        """Whether there is a line of an iteration, with a value of this name."""
+        return any(r and r["iteration"] == iteration and key in r for r in self._records)
+
+    def forget_from(self, iteration: int) -> None:
+        """Drop the lines that the run is going to write again, and any that are no records."""
+        unreadable = self._records.count(None)
+        if unreadable > 1:  # one may have been cut short when the run was killed
+            logger.warning("%s: dropped %d lines that are no records", self.path, unreadable)
+        kept = [(line, r) for line, r in zip(self._lines, self._records) if r]
+        kept = [(line, r) for line, r in kept if r["iteration"] < iteration]
+        if len(kept) < len(self._lines):
+            text = "".join(line for line, _ in kept)
+            write_atomically(self.path, lambda temporary: temporary.write_text(text))
+        self._lines, self._records = [line for line, _ in kept], [r for _, r in kept]
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """One line of metrics.json; None if it is none."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    ok = isinstance(record, dict) and isinstance(record.get("iteration"), int)
+    return record if ok and line.endswith("\n") else None
 
 
 def writers(output_dir: str, start_iter: int, max_iter: int) -> list[EventWriter]:
-    """The three places, with what a stopped run wrote beyond its checkpoint taken back."""
-    metrics = os.path.join(output_dir, "metrics.json")
-    if os.path.exists(metrics):
-        _forget_from(metrics, start_iter)
+    """The three places where a run tells how it goes: terminal, metrics.json, TensorBoard."""
     return [
         ProgressPrinter(max_iter),
-        JSONWriter(metrics, WINDOW),
+        JSONWriter(os.path.join(output_dir, "metrics.json"), WINDOW),
         TensorboardXWriter(output_dir, WINDOW, purge_step=start_iter or None),
     ]
-
-
-def _forget_from(path: str, start_iter: int) -> None:
-    """Drop the lines of a metrics.json that a resumed run is going to write again."""
-    with open(path) as f:
-        lines = f.readlines()
-    kept = []
-    for line in lines:
-        try:
-            if json.loads(line)["iteration"] < start_iter:
-                kept.append(line)
-        except (ValueError, KeyError):  # a line cut short when the run was killed
-            continue
-    if len(kept) < len(lines):
-        write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))

@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
+import os
 import shlex
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from detectron2.engine import default_setup, hooks
+from detectron2.config import LazyConfig
+from detectron2.engine import hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
 
 from ..data.custom import log_dataset, register_dataset
 from ..data.kind import CheckedDataset
-from ..errors import Interrupted, UserError
+from ..errors import Interrupted, TrainingError, UserError
 from ..modeling.images import refuse_to_cut
+from .best_model import BestModel
 from .checkpoint import CheckpointFolder, forget_pretrained, load_checkpoint
 from .checks import build, check_classes
 from .config import load_config, settle_device
 from .evaluation import evaluate
-from .hooks import Checkpoints, Evaluation, resume
+from .hooks import Checkpoints, Evaluation
 from .interrupt import InterruptFlag
-from .progress import RecentMetrics, Throughput, writers
+from .output_folder import describe, locked, make_writable, remove_half_written
+from .progress import EVALUATED, MetricsFile, RecentMetrics, Throughput, Writers, writers
+from .resume import resume
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
+
+# What a full or lost disk answers, wherever in a run something is written.
+NO_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM}
 
 
 def run(
@@ -54,27 +66,50 @@ def run(
         cfg = load_config(args.config_file, args.opts)
         settle_device(cfg.train)
         register_dataset(cfg, dataset)
-    # Saves config.yaml: must come before the optimizer's config is given the model. Without the
-    # config file's name, or its whole text would be logged too.
-    default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": ""}))
-    setup_logger(
-        cfg.train.output_dir,
-        distributed_rank=comm.get_rank(),
-        name="comer_d2",
-        abbrev_name="comer",
-    )
-    logger.info("Config: %s", args.config_file)
-    if comm.is_main_process():
-        log_dataset(cfg, dataset)
+    folder = cfg.train.output_dir
+    main = comm.is_main_process()
+    if main:
+        make_writable(folder)
     try:
-        return evaluate_only(cfg, args.resume) if args.eval_only else train(cfg, args.resume)
+        with locked(folder) if main and not args.eval_only else nullcontext():
+            set_up(cfg, args)
+            if main:
+                log_dataset(cfg, dataset)
+            return evaluate_only(cfg, args.resume) if args.eval_only else train(cfg, args.resume)
     except FileNotFoundError as e:  # an image, most likely; from a loading process, in a long text
         raise UserError(f"file not found: {str(e).strip().splitlines()[-1]}") from e
+    except OSError as e:
+        if e.errno not in NO_WRITING:
+            raise
+        raise TrainingError(f"cannot write in train.output_dir: {describe(e, folder)}") from e
     except UserError as e:
         if "Original Traceback" not in str(e):
             raise
         # From a loading process, behind its stack trace.
         raise UserError(str(e).rpartition(f"{type(e).__name__}: ")[2].strip()) from e
+
+
+def set_up(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """What Detectron2's `default_setup` does: logs, seeds, precision; a training saves its config.
+
+    An evaluation does not: it may be in a training's folder.
+    """
+    folder, rank = cfg.train.output_dir, comm.get_rank()
+    for name, short in (("fvcore", "fvcore"), ("detectron2", "d2"), ("comer_d2", "comer")):
+        setup_logger(folder, distributed_rank=rank, name=name, abbrev_name=short)
+    logger.info(
+        "Process %d of %d; environment:\n%s", rank, comm.get_world_size(), collect_env_info()
+    )
+    logger.info("Command line: %s", args)
+    if comm.is_main_process() and not args.eval_only:
+        # Before the optimizer's config is given the model.
+        LazyConfig.save(cfg, os.path.join(folder, "config.yaml"))
+        logger.info("Config saved to %s", os.path.join(folder, "config.yaml"))
+    seed_all_rng(None if cfg.train.seed < 0 else cfg.train.seed + rank)
+    torch.backends.cudnn.benchmark = cfg.train.cudnn_benchmark and not args.eval_only
+    if cfg.train.float32_precision:
+        torch.set_float32_matmul_precision(cfg.train.float32_precision)
+        torch.backends.cudnn.allow_tf32 = cfg.train.float32_precision != "highest"
 
 
 def evaluate_only(cfg: DictConfig, resume_last: bool = False) -> dict[str, Any]:
@@ -106,20 +141,18 @@ def train(cfg: DictConfig, resume_run: bool = False) -> dict[str, Any]:
     last = folder.last() if resume_run else None
     if last:
         forget_pretrained(cfg.model)
+    if comm.is_main_process():
+        remove_half_written(cfg.train.output_dir)
     with InterruptFlag() as interrupt:
-        trainer, checkpoints, evaluation = build_trainer(cfg, folder, interrupt)
+        trainer, checkpoints, evaluation = build_trainer(cfg, folder, interrupt, resumes=bool(last))
         start = 0
         if last:
-            start = resume(trainer, load_checkpoint(trainer.bare_model, last, complete=True))
+            start = resume(trainer, folder, last)
+            checkpoints.last_written = last
             logger.info("Going on after %d iterations, from %s", start, last)
         elif cfg.train.init_checkpoint:
             initialize(cfg, trainer.bare_model, complete=False)
-        if start >= cfg.train.max_iter:
-            logger.info("All %d iterations are done already: evaluating", cfg.train.max_iter)
-            return evaluation.evaluate(start - 1)
-        if comm.is_main_process():
-            events = writers(cfg.train.output_dir, start, cfg.train.max_iter)
-            trainer.register_hooks([hooks.PeriodicWriter(events, cfg.train.log_period)])
+        record_metrics(cfg, trainer, evaluation, start)
         trainer.train(start, cfg.train.max_iter)
         if trainer.interrupted_by and not evaluation.finished:
             raise Interrupted(
@@ -128,6 +161,20 @@ def train(cfg: DictConfig, resume_run: bool = False) -> dict[str, Any]:
                 f"{checkpoints.last_written} is complete. To go on:\n  {_resume_command()}",
             )
     return evaluation.results
+
+
+def record_metrics(cfg: DictConfig, trainer: Trainer, evaluation: Evaluation, start: int) -> None:
+    """Let the main process write metrics, and all processes know of an unfinished evaluation."""
+    if comm.is_main_process():
+        metrics = MetricsFile(cfg.train.output_dir)
+        last = start - 1
+        evaluation.unfinished = evaluation.is_due(last) and not metrics.has(last, EVALUATED)
+        metrics.forget_from(last if evaluation.unfinished else start)
+        if start < cfg.train.max_iter or evaluation.unfinished:
+            events = writers(cfg.train.output_dir, start, cfg.train.max_iter)
+            lacks_line = not metrics.has(last)
+            trainer.register_hooks([Writers(events, cfg.train.log_period, lacks_line)])
+    evaluation.unfinished = comm.all_gather(evaluation.unfinished)[0]
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
@@ -140,7 +187,7 @@ def build_model(cfg: DictConfig) -> nn.Module:
 
 
 def build_trainer(
-    cfg: DictConfig, folder: CheckpointFolder, interrupt: InterruptFlag
+    cfg: DictConfig, folder: CheckpointFolder, interrupt: InterruptFlag, *, resumes: bool
 ) -> tuple[Trainer, Checkpoints, Evaluation]:
     """Loader, model, optimizer and hooks, ready to train."""
     loader = build(cfg, "dataloader.train")
@@ -165,11 +212,16 @@ def build_trainer(
         interrupt=interrupt,
     )
     checkpoints = Checkpoints(folder, cfg.train.checkpointer.period)
+    best = None
+    if cfg.train.best_checkpointer.metric is not None:
+        best = BestModel(folder, **cfg.train.best_checkpointer)
+        if resumes and comm.is_main_process():
+            best.restore()
     evaluation = Evaluation(
         cfg.train.eval_period,
         lambda iteration: evaluate(cfg, model, test_loader, iteration, interrupt),
-        folder,
-        **cfg.train.best_checkpointer,
+        cfg.train.max_iter,
+        best,
     )
     trainer.register_hooks(
         [

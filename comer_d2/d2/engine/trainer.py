@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import TrainingError
 from .interrupt import InterruptFlag
+from .optimizer_state import load_optimizer, save_optimizer
 
 # Steps in a row that float16 may skip. The loss scale begins at 2**16 and halves at each: after so
 # many it is below 1/100, where no gradient overflows for its scale.
@@ -81,8 +82,9 @@ class Trainer(TrainerBase):
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run iterations `start_iter` to `max_iter` - 1, or until a signal came.
 
-        After a signal the step is finished and `interrupted_by` is set. As in Detectron2 the hooks'
-        `after_train` runs in any case, but errors are left to the caller to print.
+        After a signal the step is finished and `interrupted_by` is set; hooks may set it before the
+        first one. As in Detectron2 the hooks' `after_train` runs in any case, but errors are left to
+        the caller to print.
         """
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
@@ -90,8 +92,11 @@ class Trainer(TrainerBase):
         if self._batches is None:
             self._batches = iter(self.data_loader)
         with EventStorage(start_iter) as self.storage:
-            self.before_train()
             try:
+                self.before_train()
+                if self.interrupted_by:
+                    self.iter = start_iter - 1
+                    return
                 for self.iter in range(start_iter, max_iter):
                     self.before_step()
                     self.run_step()
@@ -235,18 +240,18 @@ class Trainer(TrainerBase):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Iteration, hooks, optimizer and loss scale, named as in Detectron2's checkpoints."""
+        """Iteration, hooks, optimizer and loss scale, under the names of Detectron2's checkpoints."""
         state = super().state_dict()
-        state["optimizer"] = self.optimizer.state_dict()
+        state["optimizer"] = save_optimizer(self.optimizer, self.bare_model)
         if self.scaler.is_enabled():
             state["grad_scaler"] = self.scaler.state_dict()
             state["skipped_steps"] = {"in_a_row": self._skipped, "updated": self._updated}
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Take over what `state_dict` returned; the optimizer's settings stay the config's."""
         super().load_state_dict(state_dict)
-        self.optimizer.load_state_dict(state_dict["optimizer"])
+        load_optimizer(self.optimizer, self.bare_model, state_dict["optimizer"])
         if self.scaler.is_enabled() and "grad_scaler" in state_dict:
             self.scaler.load_state_dict(state_dict["grad_scaler"])
             self._skipped = state_dict["skipped_steps"]["in_a_row"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,49 @@ def test_the_oldest_numbered_checkpoints_go_first(tmp_path: Path) -> None:
     kept = {path.name for path in tmp_path.glob("*.pth")}
     assert kept == {"model_0000003.pth", "model_0000005.pth", "model_final.pth", "model_best.pth"}
     assert folder.last() == str(tmp_path / "model_final.pth")
+
+
+def test_only_the_checkpoints_of_this_run_are_removed(tmp_path: Path) -> None:
+    """A run that starts anew in an old folder has the lower numbers."""
+    (tmp_path / "model_0009999.pth").write_bytes(b"of an older run")
+    folder = CheckpointFolder(str(tmp_path), max_to_keep=1)
+    for name in ("model_0000001", "model_0000003"):
+        folder.write(name, {"model": {"w": torch.ones(1)}})
+    assert {path.name for path in tmp_path.glob("*.pth")} == {
+        "model_0009999.pth",
+        "model_0000003.pth",
+    }
+    assert folder.last() == str(tmp_path / "model_0000003.pth")
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    folder = CheckpointFolder(str(tmp_path))
+    folder.write("model_0000001", {"model": {"w": torch.ones(1)}})
+    before = sorted(tmp_path.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(
+            TrainingError, match=r"model_0000003\.pth' cannot be written: .* MiB free"
+        ):
+            folder.write("model_0000003", {"model": {"w": torch.ones(1_000_000)}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(tmp_path.iterdir()) == before
+    assert folder.last() == str(tmp_path / "model_0000001.pth")
+
+
+def test_a_folder_that_was_removed_is_one_clear_error(tmp_path: Path) -> None:
+    folder = CheckpointFolder(str(tmp_path / "gone"))
+    with pytest.raises(TrainingError, match=r"cannot be written: .*gone.* does not exist"):
+        folder.write("model_0000003", {"model": {"w": torch.ones(1)}})
+
+
+@pytest.mark.parametrize("marker", ["", "../other/model.pth", "model_0000001.pth\nmore", "\0\0"])
+def test_a_marker_that_names_no_checkpoint(tmp_path: Path, marker: str) -> None:
+    (tmp_path / "last_checkpoint").write_text(marker)
+    with pytest.raises(UserError, match="should hold the name of a checkpoint"):
+        CheckpointFolder(str(tmp_path)).last()
 
 
 def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path: Path) -> None:

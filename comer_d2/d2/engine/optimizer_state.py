@@ -1,0 +1,125 @@
+"""An optimizer's state by the names of parameters, so that it survives another grouping of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Not settings, or set anew by the schedule at every step (initial_lr is the setting).
+_NO_SETTINGS = {"params", "param_names", "initial_lr"}
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
+    """The optimizer's `state_dict`, with ``names`` of its parameters in their order."""
+    return {**optimizer.state_dict(), "names": _names(optimizer, model)}
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any]
+) -> None:
+    """Take over what `save_optimizer` returned: averages of the gradients, but no settings.
+
+    Learning rates, weight decay and the like are the config's, and what differs is logged. As groups
+    follow from those settings, states are found by the parameters' names.
+
+    Args:
+        optimizer: built from the config.
+        model: whose parameters it has.
+        saved: of a checkpoint.
+
+    Raises:
+        UserError: of other parameters or another optimizer, or not of an optimizer's form.
+    """
+    names, saved_names = _names(optimizer, model), list(saved["names"])
+    differing = sorted(set(names) ^ set(saved_names))
+    if differing:
+        raise UserError(
+            f"the checkpoint's optimizer trained other parameters than the config's: "
+            f"{', '.join(differing[:5])} ({len(differing)} in all); start a new run with "
+            "train.init_checkpoint"
+        )
+    groups = optimizer.state_dict()["param_groups"]
+    _compare_settings(
+        dict(_settings(groups, names)), dict(_settings(saved["param_groups"], saved_names))
+    )
+    states = {saved_names[index]: state for index, state in saved["state"].items()}
+    for name, parameter in model.named_parameters():
+        if name in states:
+            _check(name, states[name], parameter)
+    state = {index: states[name] for index, name in enumerate(names) if name in states}
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]  # what the schedule multiplies
+
+
+def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [names[p] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _settings(
+    groups: list[dict[str, Any]], names: list[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Parameter -> its settings, in a `state_dict`'s groups."""
+    for group in groups:
+        settings = {key: value for key, value in group.items() if key not in _NO_SETTINGS}
+        settings["lr"] = group.get("initial_lr", group["lr"])
+        for index in group["params"]:
+            yield names[index], settings
+
+
+def _compare_settings(new: dict[str, dict[str, Any]], old: dict[str, dict[str, Any]]) -> None:
+    """Log what differs; raise a UserError where the state would not fit."""
+    changes: dict[str, set[tuple[Any, Any]]] = {}
+    for name, settings in new.items():
+        if settings.keys() != old[name].keys():
+            raise UserError(
+                "the checkpoint was written by another optimizer than the config's (its settings "
+                f"are {', '.join(old[name])}); set the config's back, or start a new run with "
+                "train.init_checkpoint"
+            )
+        for key, value in settings.items():
+            if value != old[name][key]:
+                changes.setdefault(key, set()).add((old[name][key], value))
+    if "amsgrad" in changes:
+        raise UserError("optimizer.amsgrad cannot change in a run: its state is another")
+    for key, pairs in changes.items():
+        shown = ", ".join(f"{before} -> {after}" for before, after in sorted(pairs, key=str)[:5])
+        logger.warning(
+            "optimizer.%s is the config's from here on, not the checkpoint's: %s%s",
+            key,
+            shown,
+            f", ... ({len(pairs)} in all)" if len(pairs) > 5 else "",
+        )
+
+
+def _check(name: str, state: dict[str, Any], parameter: Tensor) -> None:
+    """An entry is one number, or of the parameter's shape (or a mean over some of its dimensions)."""
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if not any(value.ndim == parameter.ndim for value in tensors.values()) and any(
+        value is not None for value in state.values()
+    ):
+        raise UserError(
+            f"the checkpoint's optimizer is damaged: of '{name}' it holds {sorted(state)}, and no "
+            "average of its gradient"
+        )
+    for key, value in tensors.items():
+        sides = zip(value.shape, parameter.shape)
+        fits = value.ndim == parameter.ndim and all(side in (1, whole) for side, whole in sides)
+        if value.numel() != 1 and not fits:
+            raise UserError(
+                f"the checkpoint's optimizer does not fit: {key} of '{name}' has shape "
+                f"{tuple(value.shape)}, the parameter {tuple(parameter.shape)}"
+            )
+        if not torch.isfinite(value).all():
+            raise UserError(
+                f"the checkpoint's optimizer is damaged: {key} of '{name}' is not finite"
+            )
