@@ -109,6 +109,9 @@ TASKS = {
     ),
 }
 
+# What `train_net.py --eval-only` leaves in the folder that the config names.
+OF_EVALUATION = {"evaluation.json", "log.txt", "inference"}
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -224,7 +227,8 @@ def prepare_folder(output: Path, settings: dict, *, fresh: bool) -> None:
     """Keep a folder that holds an interrupted run with these settings; empty any other."""
     record = output / "quickstart.json"
     if output.exists():
-        if any(output.iterdir()) and not record.is_file():
+        others = {path.name for path in output.iterdir()} - OF_EVALUATION
+        if others and not record.is_file():
             sys.exit(
                 f"quickstart: error: {output} holds something else than a quickstart; "
                 "remove it or choose another --output"

@@ -117,3 +117,12 @@ def test_a_folder_of_something_else_is_refused(quickstart: ModuleType, tmp_path:
     with pytest.raises(SystemExit, match="holds something else"):
         quickstart.prepare_folder(tmp_path, {}, fresh=True)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_folder_that_was_only_evaluated_in_can_be_trained_in(
+    quickstart: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "evaluation.json").write_text("{}")
+    (tmp_path / "log.txt").write_text("")
+    quickstart.prepare_folder(tmp_path, {"overrides": []}, fresh=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["quickstart.json"]
