@@ -43,8 +43,9 @@ def build(variant: str, device: str):
     import torch
 
     from comer_d2.heads import Mask2FormerHead
-    from comer_d2.heads.mask_decoder import MaskedTransformerDecoder, MultiheadAttention
+    from comer_d2.heads.mask_decoder import MaskedTransformerDecoder
     from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder
+    from comer_d2.layers.attention import MultiheadAttention
 
     torch.manual_seed(0)
     head = Mask2FormerHead(
@@ -69,6 +70,7 @@ def build(variant: str, device: str):
 
 def repeated_mask_attention(ours):
     """`nn.MultiheadAttention` with the weights of ours, called as the official layers call it."""
+    import torch
     from torch import nn
 
     class RepeatedMaskAttention(nn.MultiheadAttention):
@@ -79,8 +81,16 @@ def repeated_mask_attention(ours):
             return super().forward(*tokens_first, attn_mask=allowed)[0].transpose(0, 1)
 
     attention = RepeatedMaskAttention(ours.out_proj.in_features, ours.num_heads)
-    attention.load_state_dict(ours.state_dict())
-    return attention.to(ours.in_proj_weight.device)
+    projections = (ours.q_proj, ours.k_proj, ours.v_proj)
+    attention.load_state_dict(
+        {
+            "in_proj_weight": torch.cat([proj.weight for proj in projections]),
+            "in_proj_bias": torch.cat([proj.bias for proj in projections]),
+            "out_proj.weight": ours.out_proj.weight,
+            "out_proj.bias": ours.out_proj.bias,
+        }
+    )
+    return attention.to(ours.out_proj.weight.device)
 
 
 def make_features(side: int, device: str):

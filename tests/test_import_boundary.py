@@ -83,10 +83,10 @@ for found in pkgutil.walk_packages(comer_d2.__path__, "comer_d2.", onerror=lambd
 assert {"comer_d2.network.vit_comer", "comer_d2.weights", "comer_d2.ops"} <= set(names), names
 assert not [name for name in sys.modules if name.startswith("detectron2.")]
 
-net = comer_d2.ViTCoMer(
-    embed_dim=24, depth=4, num_heads=2, deform_num_heads=2, window_size=2, window_block_indexes=(0, 2), stem_width=8,
-    interaction_indexes=((0, 1), (2, 3)), pretrain_img_size=32,
+vit = comer_d2.network.ViT(
+    embed_dim=24, depth=4, num_heads=2, window_size=2, window_block_indexes=(0, 2), pretrain_img_size=32
 )
+net = comer_d2.ViTCoMer(vit, deform_num_heads=2, stem_width=8, interaction_indexes=((0, 1), (2, 3)))
 assert type(net).__name__ == "ViTCoMerNet", type(net)
 with torch.no_grad():
     out = net.eval()(torch.randn(1, 3, 64, 96))

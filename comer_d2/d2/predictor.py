@@ -15,7 +15,7 @@ from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from omegaconf import DictConfig, OmegaConf
 
 from .data.custom import resolve_dataset
-from .engine.checkpoint import forget_pretrained, load_checkpoint
+from .engine.checkpoint import load_checkpoint
 from .engine.checks import class_counts
 from .engine.config import load_config, settle_device
 from .errors import UserError
@@ -73,7 +73,6 @@ class Predictor:
         settle_device(cfg.train)
         self.device = torch.device(cfg.train.device)
         self.dtype = getattr(torch, dtype)
-        forget_pretrained(cfg.model)
         self.model = instantiate(cfg.model).to(self.device).eval()
         refuse_to_cut(self.model)
         load_checkpoint(self.model, os.fspath(checkpoint), complete=True)

@@ -6,15 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers.attention import MultiheadAttention
 from ..layers.levels import map_to_tokens
-from ..layers.linear import Linear, linear
-from .pixel_decoder import sine_position_encoding
+from ..layers.linear import Linear
+from ..layers.positions import sine_position_encoding
 
 
 class MaskedTransformerDecoder(nn.Module):
     """Queries -> classes and masks, refined layer by layer.
 
-    Parameters have the names of the official project, so that its checkpoints load.
+    Parameters have the names of the official project, but for q, k and v of the attentions.
 
     Source: Sec. 3.2 of arXiv 2112.01527.
 
@@ -149,43 +150,6 @@ def attention_mask(masks: Tensor, size: Sequence[int]) -> Tensor:
     masks = F.interpolate(masks, size=tuple(size), mode="bilinear", align_corners=False)
     allowed = (masks.sigmoid() >= 0.5).flatten(2)
     return (allowed | ~allowed.any(dim=-1, keepdim=True))[:, None]
-
-
-class MultiheadAttention(nn.Module):
-    """Attention with the parameters of ``nn.MultiheadAttention`` and a mask shared by the heads.
-
-    (That one wants a copy of the mask for every head.)
-
-    Args:
-        dim: channels C.
-        num_heads: attention heads.
-    """
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = Linear(dim, dim)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-        nn.init.xavier_uniform_(self.out_proj.weight)
-        nn.init.zeros_(self.out_proj.bias)
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None
-    ) -> Tensor:
-        """Attends from (B, Q, C) to (B, N, C); ``allowed``: (B, 1, Q, N) bool. Returns (B, Q, C)."""
-        projected = [
-            linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for x, weight, bias in zip(
-                (query, key, value),
-                self.in_proj_weight.chunk(3),
-                self.in_proj_bias.chunk(3),
-                strict=True,
-            )
-        ]
-        x = F.scaled_dot_product_attention(*projected, attn_mask=allowed)
-        return self.out_proj(x.transpose(1, 2).flatten(2))
 
 
 class CrossAttentionLayer(nn.Module):

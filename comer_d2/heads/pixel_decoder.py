@@ -1,6 +1,5 @@
 """Mask2Former's pixel decoder: deformable attention over the coarse maps, an FPN for the fine ones."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -8,14 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.deform_attn import MSDeformAttn
-from ..layers.levels import Geometry, Levels
+from ..layers.levels import Levels
 from ..layers.linear import Linear
+from ..layers.positions import sine_position_encoding
+from ..layers.resize import resize_bilinear
 
 
 class MSDeformAttnPixelDecoder(nn.Module):
     """Backbone features -> features for the mask decoder and for the masks.
 
-    Parameters have the names of the official project, so that its checkpoints load.
+    Parameters have the names of the official project, but for ``sampling`` of the attentions.
 
     Source: Sec. 3.2.1 of arXiv 2112.01527.
 
@@ -112,9 +113,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         for k in range(len(self.fpn_features), 0, -1):
             lateral = getattr(self, f"adapter_{k}")(features[self.fpn_features[k - 1]])
             # In place: the finest maps are the largest of all, and norms need not their outputs.
-            lateral += F.interpolate(
-                finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False
-            )
+            lateral += resize_bilinear(finest, lateral)
             finest = F.relu_(getattr(self, f"layer_{k}")(lateral))
         return self.mask_features(finest), maps
 
@@ -181,9 +180,8 @@ class Encoder(nn.Module):
                 for (h, w), embed in zip(levels.spatial_shapes, self.level_embed, strict=True)
             ]
         )
-        geometry = levels.geometry(x.device, x.dtype)
         for layer in self.encoder.layers:
-            x = layer(x, position, geometry)
+            x = layer(x, position, levels)
         return levels.maps(x)
 
 
@@ -202,35 +200,8 @@ class EncoderLayer(nn.Module):
         for layer in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(layer.weight)
 
-    def forward(self, x: Tensor, position: Tensor, geometry: Geometry) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, levels: Levels) -> Tensor:
         """Tokens (B, S, C) and their positions (S, C) -> tokens (B, S, C)."""
-        x = self.norm1(x + self.self_attn(x + position, x, geometry))
+        points = levels.reference_points(x.device, x.dtype)
+        x = self.norm1(x + self.self_attn(x + position, points, x, levels))
         return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
-
-
-def sine_position_encoding(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    """Position encoding of a map: half of the channels for y, half for x.
-
-    Positions count from 1 and are scaled to 2 pi over the map; a channel pair is the sine and the
-    cosine of the position at one of ``dim / 4`` frequencies, from 1 down to 1/10000.
-
-    Args:
-        height: rows H.
-        width: columns W.
-        dim: channels C, a multiple of 4.
-        device: of the result.
-
-    Returns:
-        (H*W, C) float32.
-    """
-
-    def axis(size: int) -> Tensor:
-        position = torch.arange(1, size + 1, device=device, dtype=torch.float32)
-        position = position / (size + 1e-6) * (2 * math.pi)
-        pairs = torch.arange(dim // 4, device=device, dtype=torch.float32)
-        angle = position[:, None] / 10000 ** (2 * pairs / (dim // 2))
-        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
-
-    y = axis(height)[:, None].expand(-1, width, -1)
-    x = axis(width)[None].expand(height, -1, -1)
-    return torch.cat([y, x], dim=-1).flatten(0, 1)

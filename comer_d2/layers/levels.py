@@ -1,8 +1,7 @@
-"""The three token levels of ViT-CoMer: their sizes, their maps, their reference points."""
+"""A pyramid of maps as one sequence of tokens: sizes, maps, reference points."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,20 +9,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Levels:
-    """Sizes of the CNN token levels (strides 8, 16, 32) for one image size.
+    """Sizes of the levels of a token pyramid, for one image size.
 
-    The CNN branch is one tensor of tokens ``c`` (B, S, D): each level row by row, finest level
-    first. This class is the only place that knows where a level begins.
+    The pyramid is one tensor of tokens (B, S, D): each level row by row, one level after the other.
+    This class is the only place that knows where a level begins. Make one per forward pass: it
+    remembers the tensors that it gave.
 
     Args:
         spatial_shapes: (H, W) of every level, as Python ints.
     """
 
     spatial_shapes: tuple[tuple[int, int], ...]
+    _given: dict[tuple[str, torch.device, torch.dtype], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def around(cls, height: int, width: int) -> "Levels":
-        """Levels around a ViT map of (height, width) tokens: twice, once and half its size."""
+        """ViT-CoMer's three levels, strides 8, 16 and 32: twice, once and half the ViT's map."""
         return cls(((height * 2, width * 2), (height, width), (height // 2, width // 2)))
 
     @property
@@ -51,34 +54,43 @@ class Levels:
         fine, middle, coarse = self.split(tokens)
         return torch.cat([fine, middle + vit_tokens, coarse], dim=1)
 
-    def geometry(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Geometry":
-        """What deformable attention needs to know; computed once per forward, shared by all layers.
+    def reference_points(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Where queries look from that are the pyramid's own tokens: the centres of their cells.
+
+        Computed once for all layers of a forward pass.
 
         Args:
             device: of the tokens.
             dtype: of the tokens, but at least float32: a bfloat16 location is off by up to half a
                 pixel on a 128 wide level.
+
+        Returns:
+            (1, S, 1, 2) as (x, y) in [0, 1], the same point on all levels.
         """
         dtype = torch.promote_types(dtype, torch.float32)
-        centres = []
-        for h, w in self.spatial_shapes:
-            y = (torch.arange(h, device=device, dtype=dtype) + 0.5) / h
-            x = (torch.arange(w, device=device, dtype=dtype) + 0.5) / w
-            centres.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1))
-        return Geometry(self.spatial_shapes, torch.cat(centres))
+        key = ("reference_points", device, dtype)
+        if key not in self._given:
+            centres = []
+            for h, w in self.spatial_shapes:
+                y = (torch.arange(h, device=device, dtype=dtype) + 0.5) / h
+                x = (torch.arange(w, device=device, dtype=dtype) + 0.5) / w
+                grid = torch.meshgrid(x, y, indexing="xy")
+                centres.append(torch.stack(grid, dim=-1).flatten(0, 1))
+            self._given[key] = torch.cat(centres)[None, :, None]
+        return self._given[key]
 
-
-class Geometry(NamedTuple):
-    """Where the queries of deformable attention are, when queries and values are the same tokens.
-
-    Args:
-        spatial_shapes: (H, W) of every level, as Python ints.
-        reference_points: (S, 2), the centre of every token's own cell in its own level as
-            (x, y) in [0, 1]; the same point serves all levels.
-    """
-
-    spatial_shapes: tuple[tuple[int, int], ...]
-    reference_points: Tensor
+    def widths_and_heights(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """(L, 2), the (W, H) of every level in tokens."""
+        key = ("widths_and_heights", device, dtype)
+        if key not in self._given:
+            # Filled, not made of a list: sizes stay free in torch.export.
+            sizes = [
+                torch.full((), size, device=device, dtype=dtype)
+                for h, w in self.spatial_shapes
+                for size in (w, h)
+            ]
+            self._given[key] = torch.stack(sizes).unflatten(0, (-1, 2))
+        return self._given[key]
 
 
 def tokens_to_map(tokens: Tensor, height: int, width: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Linear layers at the speed of the processor, whoever made it."""
+"""Linear layers through the faster of the CPU's two matrix libraries."""
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., O).
     """
-    if not by_convolution(x):
+    if not by_convolution(x, weight):
         return F.linear(x, weight, bias)
     # With one thread PyTorch gives oneDNN only 1x1 convolutions of at least 16 images.
     images = 16 if x.shape[:-1].numel() % 16 == 0 else 1
@@ -29,10 +29,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return output.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
-def by_convolution(x: Tensor) -> bool:
-    """Whether a convolution is the better linear layer: compilers choose for themselves."""
+def by_convolution(x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution is the better linear layer.
+
+    Compilers choose for themselves, and weights of a type of their own, such as quantised ones,
+    bring their own matrix product.
+    """
     return (
-        not torch.compiler.is_compiling()
+        type(weight) in (Tensor, nn.Parameter)
+        and not torch.compiler.is_compiling()
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.numel() > 0

@@ -1,5 +1,6 @@
 """The network, in reading order: pyramid, vit, interaction, vit_comer."""
 
+from .vit import ViT
 from .vit_comer import ViTCoMerNet
 
-__all__ = ["ViTCoMerNet"]
+__all__ = ["ViT", "ViTCoMerNet"]

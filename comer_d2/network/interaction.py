@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..layers.deform_attn import MSDeformAttn
-from ..layers.levels import Geometry, Levels, map_to_tokens
+from ..layers.levels import Levels, map_to_tokens
 from ..layers.linear import Linear
 from ..layers.token_conv import LevelDepthwiseConv, TokenDepthwiseConv
 from .vit import LAYER_NORM_EPS
@@ -115,11 +115,13 @@ class CTIToV(nn.Module):
     Args:
         dim: channels D of a token.
         attn: the deformable attention.
-        ffn: the residual branch after it.
+        ffn: the residual branch after it, if any.
         gate_init: initial value of the gate; 0 leaves the pretrained ViT untouched at the start.
     """
 
-    def __init__(self, dim: int, attn: MSDeformAttn, ffn: FFNBranch, gate_init: float) -> None:
+    def __init__(
+        self, dim: int, attn: MSDeformAttn, ffn: FFNBranch | None, gate_init: float
+    ) -> None:
         super().__init__()
         self.query_norm = layer_norm(dim)
         self.feat_norm = layer_norm(dim)
@@ -127,10 +129,12 @@ class CTIToV(nn.Module):
         self.ffn = ffn
         self.gamma = nn.Parameter(torch.full((dim,), float(gate_init)))
 
-    def forward(self, x: Tensor, c: Tensor, levels: Levels, geometry: Geometry) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, levels: Levels) -> Tensor:
         """ViT tokens x (B, H*W, D) and CNN tokens c (B, S, D), x added -> new x (B, H*W, D)."""
-        o = self.attn(self.query_norm(c), self.feat_norm(c), geometry)
-        o = self.ffn(o, levels)
+        points = levels.reference_points(c.device, c.dtype)
+        o = self.attn(self.query_norm(c), points, self.feat_norm(c), levels)
+        if self.ffn is not None:
+            o = self.ffn(o, levels)
         fine, middle, coarse = levels.maps(o)
         coarse = F.interpolate(coarse, size=middle.shape[-2:], mode="bilinear", align_corners=False)
         fused = F.avg_pool2d(fine, 2) + middle + coarse
@@ -146,10 +150,10 @@ class FeatureInteraction(nn.Module):
     Args:
         dim: channels D of a token.
         attn: the deformable attention.
-        ffn: the residual branch after it.
+        ffn: the residual branch after it, if any.
     """
 
-    def __init__(self, dim: int, attn: MSDeformAttn, ffn: FFNBranch) -> None:
+    def __init__(self, dim: int, attn: MSDeformAttn, ffn: FFNBranch | None) -> None:
         super().__init__()
         self.outer_query_norm = layer_norm(dim)
         self.outer_feat_norm = layer_norm(dim)
@@ -158,12 +162,13 @@ class FeatureInteraction(nn.Module):
         self.attn = attn
         self.ffn = ffn
 
-    def forward(self, c: Tensor, levels: Levels, geometry: Geometry) -> Tensor:
+    def forward(self, c: Tensor, levels: Levels) -> Tensor:
         """CNN tokens (B, S, D) -> (B, S, D)."""
         query = self.outer_query_norm(c)
         feat = self.outer_feat_norm(c)
-        c = query + self.attn(self.query_norm(query), self.feat_norm(feat), geometry)
-        return self.ffn(c, levels)
+        points = levels.reference_points(c.device, c.dtype)
+        c = query + self.attn(self.query_norm(query), points, self.feat_norm(feat), levels)
+        return c if self.ffn is None else self.ffn(c, levels)
 
 
 class CTIToC(nn.Module):
@@ -184,13 +189,13 @@ class CTIToC(nn.Module):
         self.ffn = ffn
         self.feature_interaction = feature_interaction
 
-    def forward(self, c: Tensor, x: Tensor, levels: Levels, geometry: Geometry) -> Tensor:
+    def forward(self, c: Tensor, x: Tensor, levels: Levels) -> Tensor:
         """CNN tokens c (B, S, D) and ViT tokens x (B, H*W, D) -> new c (B, S, D)."""
         c = levels.add_vit(c, x)
         if self.ffn is not None:
             c = self.ffn(c, levels)
         if self.feature_interaction is not None:
-            c = self.feature_interaction(c, levels, geometry)
+            c = self.feature_interaction(c, levels)
         return c
 
 
@@ -228,7 +233,6 @@ class Interaction(nn.Module):
         c: Tensor,
         blocks: Sequence[nn.Module],
         levels: Levels,
-        geometry: Geometry,
         rope: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """ViT tokens x (B, P + H*W, D), CNN tokens c (B, S, D) -> new x, new c of the same shapes.
@@ -241,15 +245,15 @@ class Interaction(nn.Module):
             c = self.run(self.mrfp, c, levels)
         if self.cti_to_v is not None:
             c = levels.add_vit(c, x)
-            x = self.run(self.cti_to_v, x, c, levels, geometry)
+            x = self.run(self.cti_to_v, x, c, levels)
         x = join(prefix, x)
         for block in blocks:
             x = self.run(block, x, height, width, rope)
         prefix, x = x.split([prefix.shape[1], height * width], dim=1)
         if self.cti_to_c is not None:
-            c = self.run(self.cti_to_c, c, x, levels, geometry)
+            c = self.run(self.cti_to_c, c, x, levels)
         for cti in self.extra_cti:
-            c = self.run(cti, c, x, levels, geometry)
+            c = self.run(cti, c, x, levels)
         return join(prefix, x), c
 
     def run(self, module: nn.Module, *inputs: object) -> Tensor:

@@ -1,4 +1,4 @@
-"""The ViT branch: image -> patch tokens -> blocks.
+"""The ViT: image -> patch tokens -> blocks.
 
 By default this is the plain ViT of the released models. The other arguments are what pretraining
 families compute differently (docs/PRETRAINED.md says which family needs which).
@@ -6,22 +6,31 @@ families compute differently (docs/PRETRAINED.md says which family needs which).
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
-from timm.layers import DropPath, LayerScale, Mlp, SwiGLU, create_rope_embed, get_act_layer
+from timm.layers import (
+    DropPath,
+    LayerScale,
+    Mlp,
+    SwiGLU,
+    create_rope_embed,
+    get_act_layer,
+    trunc_normal_,
+)
 from torch import Tensor, nn
 
-from ..layers.levels import map_to_tokens
+from ..layers.levels import map_to_tokens, tokens_to_map
 from ..layers.linear import with_own_linears
-from .vit_attention import Attention, RelativePositionAttention
+from ..layers.positions import resize_position_table
+from .init import draw_layers
+from .vit_attention import Attention, QKVBias, RelativePositionAttention
 
 # The CNN branch meets the ViT at stride 16; pretrained kernels of another size are resampled to it.
 PATCH_SIZE = 16
 LAYER_NORM_EPS = 1e-6
 # Rotary positions by family, in timm's terms; none of them has parameters.
-ROPE = {
+ROPE: dict[str, dict[str, Any]] = {
     "dinov3": {"rope_type": "dinov3", "temperature": 100.0, "rotate_half": True},
     "eva02": {
         "rope_type": "cat",
@@ -96,114 +105,84 @@ class PostNormBlock(Block):
         return self.norm2(x + self.drop_path2(self.ls2(self.mlp(x))))
 
 
-def build_mlp(
-    dim: int,
-    hidden_dim: int,
-    kind: Literal["mlp", "swiglu"],
-    activation: str,
-    sub_norm_eps: float | None,
-) -> nn.Module:
-    """The feed-forward network of a block.
+class ViT(nn.Module):
+    """A plain ViT: patch embedding, positions, blocks; no final norm.
+
+    It is given to :class:`~comer_d2.network.ViTCoMerNet`, which runs its blocks stage by stage, and
+    stands alone as the baseline. Parameters are ``patch_embed.*``, ``pos_embed`` and ``blocks.i.*``,
+    the names that layer-wise learning rates go by.
+
+    By default it is the ViT of the released models. From ``rope`` on, the arguments are what
+    pretraining families compute differently; docs/PRETRAINED.md has them by family.
 
     Args:
-        dim: channels D of a token.
-        hidden_dim: hidden channels.
-        kind: ``"mlp"``, two linear layers, or ``"swiglu"``, with a SiLU gate.
-        activation: of ``"mlp"``, by timm's name.
-        sub_norm_eps: epsilon of a layer norm on the hidden channels; ``None`` for no norm.
-    """
-    norm_layer = None if sub_norm_eps is None else partial(nn.LayerNorm, eps=sub_norm_eps)
-    if kind == "swiglu":
-        return with_own_linears(SwiGLU(dim, hidden_dim, norm_layer=norm_layer))
-    if kind != "mlp":
-        raise ValueError(f"mlp_type must be 'mlp' or 'swiglu', got {kind!r}")
-    mlp = Mlp(dim, hidden_dim, act_layer=get_act_layer(activation), norm_layer=norm_layer)
-    return with_own_linears(mlp)
+        in_chans: channels of the image.
+        embed_dim: channels D of a token.
+        depth: number of blocks.
+        num_heads: attention heads.
+        mlp_ratio: hidden channels of the MLP in units of ``embed_dim``.
+        drop_path_rate: stochastic depth: grows linearly to this rate over the blocks.
+        window_size: side of the attention windows in tokens, or one per block (0: global).
+        window_block_indexes: with a single ``window_size``, the blocks that use it; the others are
+            global. ``None``: all blocks.
+        pretrain_img_size: side of the pretraining images in pixels; the position table has
+            (pretrain_img_size / 16)**2 rows.
+        pretrain_use_cls_token: whether the position table has one more row in front, of the class
+            token. It is kept as in Detectron2's ViT, but not used.
+        num_prefix_tokens: class and register tokens that take part in the attention, each with its
+            position already added. The released models have none.
+        use_abs_pos: whether there is a learned position table.
+        rope: rotary positions of ``"dinov3"`` or ``"eva02"``.
+        use_rel_pos_bias: BEiT's attention, with a table of relative positions per block: of the
+            block's window, or of the pretraining's grid where attention is global.
+        qkv_bias: which of q, k and v have a bias: ``"qkv"``, ``"qv"`` (BEiT, EVA-02 and some
+            DINOv3) or ``"none"``.
+        layer_scale_init: initial layer scale of the blocks; ``None`` for no layer scale.
+        layer_norm_eps: epsilon of the blocks' norms.
+        pre_norm_eps: epsilon of a layer norm before the first block (CLIP, Uni-Perceiver), or
+            ``None``.
+        post_norm: whether the blocks' norms follow the sums (the first Uni-Perceiver).
+        sub_norms: layer norms on what enters the last linear layer of ``"attn"`` (EVA-02-CLIP) and
+            ``"mlp"`` (EVA-02 B and L).
+        mlp: the MLP's activation by timm's name (``"quick_gelu"`` for OpenAI's CLIP), or
+            ``"swiglu"`` for one with a SiLU gate (EVA-02, the larger DINOv2 and DINOv3).
+        draw_weights: draw the initial weights here. ``False`` leaves them to the network that the
+            ViT is given to, which draws them after making its own layers: for runs that are to
+            repeat, at a seed, those of version 0.1.
 
-
-def build_attention(
-    dim: int,
-    num_heads: int,
-    *,
-    qkv_bias: bool,
-    key_bias: bool,
-    window_size: int,
-    grid_size: int,
-    num_prefix_tokens: int,
-    use_rel_pos_bias: bool,
-    sub_norm_eps: float | None,
-    rope: str | None,
-) -> Attention:
-    """The attention of a block; the arguments are those of the two classes."""
-    if use_rel_pos_bias:
-        return RelativePositionAttention(
-            dim,
-            num_heads,
-            qkv_bias,
-            window_size,
-            grid_size=grid_size,
-            class_token=num_prefix_tokens == 1,
-            sub_norm_eps=sub_norm_eps,
-        )
-    return Attention(
-        dim,
-        num_heads,
-        qkv_bias,
-        window_size,
-        key_bias=key_bias,
-        sub_norm_eps=sub_norm_eps,
-        rotate_half=rope is not None and ROPE[rope].get("rotate_half", False),
-    )
-
-
-def build_rope(name: str | None, dim: int, num_heads: int) -> nn.Module | None:
-    """timm's rotary positions of a family; any map size, no state.
-
-    Positions are those on the whole map, in windows too: a window sees the same differences of
-    position as it would in global attention.
-    """
-    if name is None:
-        return None
-    return create_rope_embed(dim=dim, num_heads=num_heads, feat_shape=None, **ROPE[name])
-
-
-class ViTBranch(nn.Module):
-    """The ViT inside ViT-CoMer: patch embedding, positions, blocks; no final norm.
-
-    A base class and not a part, so that its parameters are ``patch_embed.*``, ``pos_embed`` and
-    ``blocks.i.*``, the names that layer-wise learning rates go by.
-
-    Args: see :class:`~comer_d2.network.ViTCoMerNet`; ``windows`` has one side per block.
+    Raises:
+        ValueError: for arguments that do not fit together, naming them.
     """
 
     def __init__(
         self,
         *,
-        in_chans: int,
-        embed_dim: int,
-        depth: int,
-        num_heads: int,
-        mlp_ratio: float,
-        qkv_bias: bool,
-        drop_path_rate: float,
-        use_abs_pos: bool,
-        use_rel_pos_bias: bool,
-        layer_scale_init: float | None,
-        windows: Sequence[int],
-        pretrain_img_size: int,
-        pretrain_use_cls_token: bool,
-        num_prefix_tokens: int,
-        rope: str | None,
-        layer_norm_eps: float,
-        pre_norm_eps: float | None,
-        post_norm: bool,
-        key_bias: bool,
-        attn_sub_norm: bool,
-        mlp_type: Literal["mlp", "swiglu"],
-        mlp_activation: str,
-        mlp_sub_norm: bool,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.0,
+        window_size: int | Sequence[int] = 14,
+        window_block_indexes: Sequence[int] | None = (0, 1, 3, 4, 6, 7, 9, 10),
+        pretrain_img_size: int = 224,
+        pretrain_use_cls_token: bool = True,
+        num_prefix_tokens: int = 0,
+        use_abs_pos: bool = True,
+        rope: Literal["dinov3", "eva02"] | None = None,
+        use_rel_pos_bias: bool = False,
+        qkv_bias: QKVBias = "qkv",
+        layer_scale_init: float | None = 1.0,
+        layer_norm_eps: float = LAYER_NORM_EPS,
+        pre_norm_eps: float | None = None,
+        post_norm: bool = False,
+        sub_norms: Sequence[str] = (),
+        mlp: str = "gelu",
+        draw_weights: bool = True,
     ) -> None:
         super().__init__()
+        windows = window_per_block(depth, window_size, window_block_indexes)
+        check_arguments(embed_dim, num_heads, pretrain_img_size, qkv_bias, sub_norms)
         if rope is not None and rope not in ROPE:
             raise ValueError(f"rope must be one of {sorted(ROPE)} or None, got {rope!r}")
         if use_rel_pos_bias and (rope is not None or num_prefix_tokens > 1):
@@ -211,14 +190,16 @@ class ViTBranch(nn.Module):
                 "use_rel_pos_bias goes with at most one prefix token, the class token, and without "
                 f"rope; got num_prefix_tokens {num_prefix_tokens}, rope {rope!r}"
             )
+        self.in_chans = in_chans
+        self.embed_dim = embed_dim
+        self.drop_path_rate = drop_path_rate
         # What the shapes of the parameters do not show: a pretraining must fit these too.
         self.computation = {
             "rope": rope,
             "layer_norm_eps": layer_norm_eps,
             "pre_norm_eps": pre_norm_eps,
             "post_norm": post_norm,
-            "mlp_type": mlp_type,
-            "mlp_activation": mlp_activation if mlp_type == "mlp" else "silu",
+            "mlp": mlp,
             "use_rel_pos_bias": use_rel_pos_bias,
             "num_heads": num_heads,
         }
@@ -230,42 +211,82 @@ class ViTBranch(nn.Module):
         self.prefix_tokens = None
         if num_prefix_tokens:
             self.prefix_tokens = nn.Parameter(torch.zeros(1, num_prefix_tokens, embed_dim))
-        self.norm_pre = nn.Identity()
+        self.norm_pre: nn.Module = nn.Identity()
         if pre_norm_eps is not None:
             self.norm_pre = nn.LayerNorm(embed_dim, eps=pre_norm_eps)
         self.rope = build_rope(rope, embed_dim, num_heads)
+
+        def attention(window: int) -> Attention:
+            sub_norm_eps = layer_norm_eps if "attn" in sub_norms else None
+            if use_rel_pos_bias:
+                return RelativePositionAttention(
+                    embed_dim,
+                    num_heads,
+                    qkv_bias,
+                    window,
+                    grid_size=grid_size,
+                    class_token=num_prefix_tokens == 1,
+                    sub_norm_eps=sub_norm_eps,
+                )
+            rotate_half = rope is not None and ROPE[rope].get("rotate_half", False)
+            return Attention(
+                embed_dim,
+                num_heads,
+                qkv_bias,
+                window,
+                sub_norm_eps=sub_norm_eps,
+                rotate_half=rotate_half,
+            )
+
         hidden_dim = int(embed_dim * mlp_ratio)
+        mlp_norm_eps = layer_norm_eps if "mlp" in sub_norms else None
         block = PostNormBlock if post_norm else Block
         self.blocks = nn.ModuleList(
             block(
                 embed_dim,
-                build_attention(
-                    embed_dim,
-                    num_heads,
-                    qkv_bias=qkv_bias,
-                    key_bias=key_bias,
-                    window_size=windows[i],
-                    grid_size=grid_size,
-                    num_prefix_tokens=num_prefix_tokens,
-                    use_rel_pos_bias=use_rel_pos_bias,
-                    sub_norm_eps=layer_norm_eps if attn_sub_norm else None,
-                    rope=rope,
-                ),
-                build_mlp(
-                    embed_dim,
-                    hidden_dim,
-                    mlp_type,
-                    mlp_activation,
-                    layer_norm_eps if mlp_sub_norm else None,
-                ),
+                attention(windows[i]),
+                build_mlp(embed_dim, hidden_dim, mlp, mlp_norm_eps),
                 drop_path=drop_path_rate * i / max(depth - 1, 1),
                 layer_scale_init=layer_scale_init,
                 norm_eps=layer_norm_eps,
             )
             for i in range(depth)
         )
+        self.is_drawn = draw_weights
+        if draw_weights:
+            draw_layers(self)
+            self.draw_tables()
 
-    def vit_tokens(self, image: Tensor) -> Tensor:
+    def draw_tables(self) -> None:
+        """Draws positions and prefix tokens, as the released training did."""
+        for table in (self.pos_embed, self.prefix_tokens):
+            if table is not None:
+                trunc_normal_(table, std=0.02)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image -> map of the last block.
+
+        Args:
+            image: (B, in_chans, h, w), normalised; sides divisible by 16.
+
+        Returns:
+            (B, embed_dim, h/16, w/16).
+
+        Raises:
+            ValueError: for sides that do not divide by 16.
+        """
+        if image.shape[-2] % PATCH_SIZE or image.shape[-1] % PATCH_SIZE:
+            raise ValueError(
+                f"the sides of images must divide by {PATCH_SIZE}, the patch size: pad them; got "
+                f"{tuple(image.shape)}"
+            )
+        height, width = (side // PATCH_SIZE for side in image.shape[-2:])
+        x, rope = self.tokens(image), self.rope_of(height, width)
+        for block in self.blocks:
+            x = block(x, height, width, rope)
+        return tokens_to_map(x[:, -height * width :], height, width)
+
+    def tokens(self, image: Tensor) -> Tensor:
         """Image (B, C, h, w) -> tokens with their positions, (B, P + h/16 * w/16, D).
 
         The P prefix tokens, of which there are none by default, come first.
@@ -284,26 +305,77 @@ class ViTBranch(nn.Module):
         return None if self.rope is None else self.rope.get_embed([height, width])
 
 
+def build_mlp(dim: int, hidden_dim: int, kind: str, sub_norm_eps: float | None) -> nn.Module:
+    """The feed-forward network of a block.
+
+    Args:
+        dim: channels D of a token.
+        hidden_dim: hidden channels.
+        kind: ``"swiglu"``, or the activation of two linear layers, by timm's name.
+        sub_norm_eps: epsilon of a layer norm on the hidden channels; ``None`` for no norm.
+    """
+    norm_layer = None if sub_norm_eps is None else partial(nn.LayerNorm, eps=sub_norm_eps)
+    if kind == "swiglu":
+        return with_own_linears(SwiGLU(dim, hidden_dim, norm_layer=norm_layer))
+    try:
+        activation = get_act_layer(kind)
+    except KeyError as e:
+        raise ValueError(
+            f"mlp must be 'swiglu' or a name of timm's activations, got {kind!r}"
+        ) from e
+    return with_own_linears(Mlp(dim, hidden_dim, act_layer=activation, norm_layer=norm_layer))
+
+
+def build_rope(name: str | None, dim: int, num_heads: int) -> nn.Module | None:
+    """timm's rotary positions of a family; any map size, no state.
+
+    Positions are those on the whole map, in windows too: a window sees the same differences of
+    position as it would in global attention.
+    """
+    if name is None:
+        return None
+    return create_rope_embed(dim=dim, num_heads=num_heads, feat_shape=None, **ROPE[name])
+
+
 def layer_scale(dim: int, init: float | None) -> nn.Module:
+    """A learned factor per channel, or nothing."""
     return nn.Identity() if init is None else LayerScale(dim, init_values=init)
 
 
-def resize_position_table(table: Tensor, height: int, width: int) -> Tensor:
-    """Resizes a square position table to a grid.
+def window_per_block(
+    depth: int, window_size: int | Sequence[int], window_block_indexes: Sequence[int] | None
+) -> list[int]:
+    """Window side of every block, 0 for global attention."""
+    if isinstance(window_size, int):
+        chosen = range(depth) if window_block_indexes is None else window_block_indexes
+        outside = [i for i in chosen if not 0 <= i < depth]
+        if outside:
+            raise ValueError(
+                f"window_block_indexes {outside} are not blocks of a depth {depth} ViT"
+            )
+        return [window_size if i in chosen else 0 for i in range(depth)]
+    if len(window_size) != depth:
+        raise ValueError(f"window_size names {len(window_size)} blocks, but depth is {depth}")
+    return list(window_size)
 
-    Bicubic, ``align_corners=False``, no antialiasing: the resampling of the released weights.
 
-    Args:
-        table: (1, G*G, D), rows of a G x G grid.
-        height: rows of the new grid.
-        width: columns of the new grid.
-
-    Returns:
-        (1, height*width, D).
-    """
-    grid = round(table.shape[1] ** 0.5)
-    if (grid, grid) == (height, width):
-        return table
-    table = table.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
-    table = F.interpolate(table, size=(height, width), mode="bicubic", align_corners=False)
-    return map_to_tokens(table)
+def check_arguments(
+    embed_dim: int,
+    num_heads: int,
+    pretrain_img_size: int,
+    qkv_bias: str,
+    sub_norms: Sequence[str],
+) -> None:
+    """Raises ValueError for constructor arguments that do not fit together."""
+    if embed_dim % num_heads:
+        raise ValueError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}")
+    if pretrain_img_size % PATCH_SIZE:
+        raise ValueError(
+            f"pretrain_img_size {pretrain_img_size} must be a multiple of {PATCH_SIZE}, "
+            "the patch size: give the side of the position table times 16"
+        )
+    if qkv_bias not in get_args(QKVBias):
+        raise ValueError(f"qkv_bias must be one of {get_args(QKVBias)}, got {qkv_bias!r}")
+    unknown = sorted(set(sub_norms) - {"attn", "mlp"})
+    if unknown:
+        raise ValueError(f"sub_norms must be some of 'attn' and 'mlp', got {unknown}")

@@ -5,6 +5,8 @@ tokens, have no place on the map: they take no rotation, every window sees their
 own queries see the whole map.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat, trunc_normal_
@@ -13,7 +15,30 @@ from torch import Tensor, nn
 from ..layers.levels import map_to_tokens
 from ..layers.linear import Linear, linear
 
+QKVBias = Literal["qkv", "qv", "none"]
 CLASS_ROWS = 3  # class to token, token to class, class to itself: the last of BEiT's tables
+
+
+class QKV(Linear):
+    """The linear layer that gives q, k and v side by side.
+
+    Args:
+        dim: channels D of a token.
+        bias: which of the three have a bias; those of ``"qv"`` are parameters of their own, as in
+            BEiT and EVA-02.
+    """
+
+    def __init__(self, dim: int, bias: QKVBias) -> None:
+        super().__init__(dim, 3 * dim, bias=bias == "qkv")
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if bias == "qv" else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if bias == "qv" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (..., D) -> (..., 3*D)."""
+        if self.q_bias is None:
+            return super().forward(x)
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        return linear(x, self.weight, bias)
 
 
 class Attention(nn.Module):
@@ -27,10 +52,8 @@ class Attention(nn.Module):
     Args:
         dim: channels D of a token.
         num_heads: attention heads; must divide ``dim``.
-        qkv_bias: whether q, k and v have a bias.
+        qkv_bias: which of q, k and v have a bias.
         window_size: side of a window in tokens; 0 attends over the whole map.
-        key_bias: with ``qkv_bias``, whether k has one too; without, q's and v's are parameters of
-            their own, as in BEiT and EVA-02.
         sub_norm_eps: epsilon of a layer norm before the output projection; ``None`` for no norm.
         rotate_half: whether rotary positions pair channel i with i + d/2, as DINOv3 does, instead
             of 2i with 2i + 1.
@@ -40,10 +63,9 @@ class Attention(nn.Module):
         self,
         dim: int,
         num_heads: int,
-        qkv_bias: bool,
+        qkv_bias: QKVBias,
         window_size: int,
         *,
-        key_bias: bool = True,
         sub_norm_eps: float | None = None,
         rotate_half: bool = False,
     ) -> None:
@@ -51,10 +73,7 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.window_size = window_size
         self.rotate_half = rotate_half
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias and key_bias)
-        apart = qkv_bias and not key_bias
-        self.q_bias = nn.Parameter(torch.zeros(dim)) if apart else None
-        self.v_bias = nn.Parameter(torch.zeros(dim)) if apart else None
+        self.qkv = QKV(dim, qkv_bias)
         self.norm = nn.Identity() if sub_norm_eps is None else nn.LayerNorm(dim, sub_norm_eps)
         self.proj = Linear(dim, dim)
 
@@ -67,7 +86,7 @@ class Attention(nn.Module):
             width: columns of the map.
             rope: (height*width, 2*d) sines, then cosines, of rotary positions; d channels a head.
         """
-        qkv = linear(x, self.qkv.weight, self.bias())
+        qkv = self.qkv(x)
         if rope is not None:
             qkv = self.rotate(qkv, rope)
         if self.window_size:
@@ -75,12 +94,6 @@ class Attention(nn.Module):
         else:
             x = attend(qkv, self.num_heads)
         return self.proj(self.norm(x))
-
-    def bias(self) -> Tensor | None:
-        """Bias of q, k and v side by side."""
-        if self.q_bias is None:
-            return self.qkv.bias
-        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
     def rotate(self, qkv: Tensor, rope: Tensor) -> Tensor:
         """Turns q and k of the map's tokens by their positions."""
@@ -106,20 +119,21 @@ class Attention(nn.Module):
 
 
 class RelativePositionAttention(Attention):
-    """Self-attention with BEiT's relative position bias; the key has no bias.
+    """Self-attention with BEiT's relative position bias.
 
-    As BEiT does, windows are padded *before* the projection, so that a padded token has k = 0,
-    v = v_bias and takes part in the softmax with its relative bias.
+    As BEiT does, windows are padded *before* the projection, so that a padded token has the biases
+    of q, k and v for its own (of k there is none) and takes part in the softmax with its relative
+    bias.
 
     Over a whole map, which has no padding, the table is that of ``grid_size`` and is resized,
-    bicubic, to the offsets of the map at hand.
+    bicubic, to the offsets of the map.
 
     Source: BEiT, arXiv 2106.08254, Sec. 2.2; windows as in its detection transfers.
 
     Args:
         dim: channels D of a token.
         num_heads: attention heads; must divide ``dim``.
-        qkv_bias: whether q and v have a bias.
+        qkv_bias: which of q, k and v have a bias; ``"qv"`` in BEiT.
         window_size: side of a window in tokens; 0 attends over the whole map.
         grid_size: side of the map that the table is for, where there is no window.
         class_token: whether there is one prefix token, which has rows of its own in the table.
@@ -130,21 +144,14 @@ class RelativePositionAttention(Attention):
         self,
         dim: int,
         num_heads: int,
-        qkv_bias: bool,
+        qkv_bias: QKVBias,
         window_size: int,
         *,
         grid_size: int = 0,
         class_token: bool = False,
         sub_norm_eps: float | None = None,
     ) -> None:
-        super().__init__(
-            dim,
-            num_heads,
-            qkv_bias,
-            window_size,
-            key_bias=False,
-            sub_norm_eps=sub_norm_eps,
-        )
+        super().__init__(dim, num_heads, qkv_bias, window_size, sub_norm_eps=sub_norm_eps)
         self.table_side = 2 * (window_size or grid_size) - 1
         self.class_token = class_token
         self.relative_position_bias_table = nn.Parameter(
@@ -157,24 +164,25 @@ class RelativePositionAttention(Attention):
 
     def forward(self, x: Tensor, height: int, width: int, rope: Tensor | None = None) -> Tensor:
         """Tokens (B, P + height*width, D) -> tokens of the same shape; ``rope`` must be ``None``."""
-        # The bias is added after the padding: that is padding before the projection.
-        qkv = linear(x, self.qkv.weight)
-        bias = self.bias()
-        bias = qkv.new_zeros(()) if bias is None else bias.to(qkv.dtype)
+        qkv = self.qkv(x)
         if not self.window_size:
-            x = attend(qkv + bias, self.num_heads, self.map_bias(height, width))
+            x = attend(qkv, self.num_heads, self.map_bias(height, width))
             return self.proj(self.norm(x))
-        windows = window_partition(qkv[:, int(self.class_token) :], height, width, self.window_size)
-        if self.class_token:
+        num_prefix = int(self.class_token)
+        padding = None
+        if height % self.window_size or width % self.window_size:
+            padding = self.qkv(x.new_zeros(1, 1, x.shape[-1]))[0, 0]
+        windows = window_partition(qkv[:, num_prefix:], height, width, self.window_size, padding)
+        if num_prefix:
             windows = with_prefix(qkv[:, :1], windows)
         table = self.relative_position_bias_table
         attn_bias = table[self.relative_position_index].permute(2, 0, 1)
-        x = attend(windows + bias, self.num_heads, attn_bias)[:, int(self.class_token) :]
+        x = attend(windows, self.num_heads, attn_bias)[:, num_prefix:]
         x = window_reverse(x, height, width, self.window_size)
-        if self.class_token:
+        if num_prefix:
             query_bias = table[-CLASS_ROWS].expand(qkv.shape[1] - 1, -1)
             query_bias = torch.cat([table[-1:], query_bias]).t().unsqueeze(1)
-            prefix = attend(qkv + bias, self.num_heads, query_bias, num_queries=1)
+            prefix = attend(qkv, self.num_heads, query_bias, num_queries=1)
             x = torch.cat([prefix, x], dim=1)
         return self.proj(self.norm(x))
 
@@ -223,21 +231,28 @@ def with_prefix(prefix: Tensor, windows: Tensor) -> Tensor:
     return torch.cat([prefix.repeat_interleave(windows_per_image, dim=0), windows], dim=1)
 
 
-def window_partition(tokens: Tensor, height: int, width: int, window_size: int) -> Tensor:
-    """Cuts a map into windows, padding it with zeros at the bottom and right.
+def window_partition(
+    tokens: Tensor, height: int, width: int, window_size: int, padding: Tensor | None = None
+) -> Tensor:
+    """Cuts a map into windows, padding it at the bottom and right.
 
     Args:
         tokens: (B, height*width, C).
         height: rows of the map.
         width: columns of the map.
         window_size: side of a window.
+        padding: (C,), a padded token; ``None`` for zeros.
 
     Returns:
         (B * windows, window_size**2, C).
     """
     x = tokens.unflatten(1, (height, width))
-    if height % window_size or width % window_size:
-        x = F.pad(x, (0, 0, 0, -width % window_size, 0, -height % window_size))
+    bottom, right = -height % window_size, -width % window_size
+    if (bottom or right) and padding is None:
+        x = F.pad(x, (0, 0, 0, right, 0, bottom))
+    elif bottom or right:
+        x = torch.cat([x, padding.expand(len(x), height, right, -1)], dim=2)
+        x = torch.cat([x, padding.expand(len(x), bottom, width + right, -1)], dim=1)
     x = x.unflatten(2, (-1, window_size)).unflatten(1, (-1, window_size))
     return x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(0, 2)
 

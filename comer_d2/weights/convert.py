@@ -1,6 +1,7 @@
 """Any supported weights -> a state dict by the names here, by the authors' or by timm's."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
@@ -141,7 +142,12 @@ def to_authors(weights: Mapping[str, Tensor], label: str, family: str | None) ->
         label,
         "ViT-CoMer by the authors' names",
         [Entry(name, tensor.numel(), "loaded", name) for name, tensor in weights.items()],
-        fresh={name: t.numel() for name, t in official.items() if id(t) not in given},
+        fresh={
+            name: t.numel()
+            for name, t in official.items()
+            if id(t) not in given
+            and not re.search(r"\.(sampling_offsets|attention_weights)\.", name)
+        },
         notes=kinds_of(own_model(weights).parts),
     )
     if report.fresh:
@@ -224,11 +230,15 @@ def vit_of(model: Pretraining, family: str) -> Pretraining:
         for name, tensor in model.tensors.items()
         if name.startswith(prefix)
     }
-    vit = own_branch({name: t for name, t in bare.items() if is_of_branch(name)}, family)
+    branch = {n.removeprefix("vit."): t for n, t in bare.items() if is_of_branch(n)}
+    vit = own_branch(branch, family)
     refuse_unexpected(vit, model.family)
     tensors = branch_tensors(vit)
     check_whole(tensors, sized_branch(tensors).state_dict(), f"the ViT of {model.family}")
-    source_of = {(part.target or "").removeprefix(prefix): part.source for part in model.parts}
+    source_of = {
+        (part.target or "").removeprefix(prefix).removeprefix("vit."): part.source
+        for part in model.parts
+    }
     vit.parts = [replace(part, source=source_of[part.source]) for part in vit.parts]
     vit.parts += [
         replace(part, target=None, note=part.note or "not of the ViT")

@@ -50,7 +50,7 @@ OWN_SIGNS: list[Known] = [
         (("beit",), (OWN_TOKENS, r".*relative_position_bias_table"), ()),
         (("clip", "clip-quickgelu"), (OWN_TOKENS, r"norm_pre\.weight"), ()),
         (("dinov3",), (OWN_TOKENS,), ("pos_embed",)),
-        (("eva02",), (OWN_TOKENS, r"blocks\.0\.attn\.q_bias"), ()),
+        (("eva02",), (OWN_TOKENS, r"blocks\.0\.attn\.qkv\.q_bias"), ()),
         (("vit",), (OWN_TOKENS,), ()),
     )
 ]
@@ -98,7 +98,7 @@ SIGNS: list[Known] = [
         ("eva02",),
         (
             r"pos_embed",
-            r"blocks\.0\.attn\.(q_proj\.weight|q_bias)",
+            r"blocks\.0\.attn\.(q_proj\.weight|(qkv\.)?q_bias)",
             r"blocks\.0\.mlp\.(w12|w1|fc1|fc1_g)\..*",
         ),
         (r"reg_token", r"blocks\.0\.gamma_1"),

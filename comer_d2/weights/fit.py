@@ -24,7 +24,7 @@ TABLE = ".attn.relative_position_bias_table"
 NEUTRAL: tuple[tuple[str, float], ...] = (
     ("blocks.*.ls[12].gamma", 1.0),
     ("blocks.*.attn.qkv.bias", 0.0),
-    ("blocks.*.attn.[qv]_bias", 0.0),
+    ("blocks.*.attn.qkv.[qv]_bias", 0.0),
     ("blocks.*.attn.rel_pos_[hw]", 0.0),  # of Detectron2's own ViT
     ("patch_embed.proj.bias", 0.0),
 )
@@ -70,9 +70,7 @@ class Fitting:
     def __init__(self, pretraining: Pretraining, branch: nn.Module) -> None:
         self.pretraining = pretraining
         self.left = dict(pretraining.tensors)
-        self.own = {
-            name: tensor for name, tensor in branch.state_dict().items() if is_of_branch(name)
-        }
+        self.own = branch.state_dict()
         self.class_row = bool(getattr(branch, "pretrain_use_cls_token", False))
         self.computation = computation_of(branch)
         self.result = Fitted()
@@ -178,7 +176,7 @@ class Fitting:
 
     def fit_qkv_bias(self, attn: str) -> None:
         """One bias of q, k and v here, two of q and v there."""
-        names = [attn + "q_bias", attn + "v_bias"]
+        names = [attn + "qkv.q_bias", attn + "qkv.v_bias"]
         fused = attn + "qkv.bias"
         if all(name in self.left for name in names) and fused in self.own:
             q, v = (self.left.pop(name) for name in names)
@@ -186,7 +184,7 @@ class Fitting:
         elif fused in self.left and all(name in self.own for name in names):
             q, k, v = self.left[fused].chunk(3)
             if k.any():
-                self.problem(fused, "the pretraining has a bias of k: key_bias=True")
+                self.problem(fused, 'the pretraining has a bias of k: qkv_bias="qkv"')
                 return
             del self.left[fused]
             for name, part in zip(names, (q, v), strict=True):
@@ -288,18 +286,24 @@ class Fitting:
 
 def is_of_branch(name: str) -> bool:
     """Whether a name of the network is of its ViT branch."""
-    return name.split(".")[0] in ("patch_embed", "pos_embed", "prefix_tokens", "norm_pre", "blocks")
+    return name.removeprefix("vit.").split(".")[0] in (
+        "patch_embed",
+        "pos_embed",
+        "prefix_tokens",
+        "norm_pre",
+        "blocks",
+    )
 
 
 # What to change in a config when a tensor has no place, or none for it is found.
 HINTS: tuple[tuple[str, str], ...] = (
     ("norm_pre.*", "pre_norm_eps"),
-    ("*.mlp.norm.*", "mlp_sub_norm"),
-    ("*.attn.norm.*", "attn_sub_norm"),
-    ("*.mlp.fc1_*", "mlp_type"),
-    ("*.mlp.fc[12].*", "mlp_ratio or mlp_type"),
-    ("*.attn.[qv]_bias", "key_bias or qkv_bias"),
-    ("*.attn.qkv.bias", "qkv_bias or key_bias"),
+    ("*.mlp.norm.*", "sub_norms"),
+    ("*.attn.norm.*", "sub_norms"),
+    ("*.mlp.fc1_*", "mlp"),
+    ("*.mlp.fc[12].*", "mlp_ratio or mlp"),
+    ("*.attn.qkv.[qv]_bias", "qkv_bias"),
+    ("*.attn.qkv.bias", "qkv_bias"),
     ("*.relative_position_bias_table", "use_rel_pos_bias"),
     ("prefix_tokens", "num_prefix_tokens"),
     ("blocks.*", "embed_dim or depth"),

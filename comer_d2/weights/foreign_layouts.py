@@ -62,7 +62,7 @@ def dinov3_transformers(source: Mapping[str, Tensor], family: str) -> Pretrainin
             (r"embeddings\.patch_embeddings\.(weight|bias)", r"patch_embed.proj.\1"),
             (layer + r"norm([12])\.(weight|bias)", r"blocks.\1.norm\2.\3"),
             (layer + r"attention\.o_proj\.(weight|bias)", r"blocks.\1.attn.proj.\2"),
-            (layer + r"attention\.([qv])_proj\.bias", r"blocks.\1.attn.\2_bias"),
+            (layer + r"attention\.([qv])_proj\.bias", r"blocks.\1.attn.qkv.\2_bias"),
             (layer + r"layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
             (layer + r"mlp\.gate_proj\.(weight|bias)", r"blocks.\1.mlp.fc1_g.\2"),
             (

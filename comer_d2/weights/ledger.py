@@ -167,7 +167,6 @@ PLAIN_COMPUTATION: dict[str, Any] = {
     "layer_norm_eps": 1e-6,
     "pre_norm_eps": None,
     "post_norm": False,
-    "mlp_type": "mlp",
-    "mlp_activation": "gelu",
+    "mlp": "gelu",
     "use_rel_pos_bias": False,
 }

@@ -176,9 +176,9 @@ def without_wrapper(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def branch_prefix(model: nn.Module) -> str | None:
-    """The prefix of the names of the model's one ViT; ``None`` if it has none, or several."""
+    """The prefix of the names of the model's backbone; ``None`` without one ViT in it."""
     try:
-        return vit_branch(model)[0]
+        return vit_branch(model)[0].removesuffix("vit.")
     except WeightsError:
         return None
 
@@ -190,7 +190,7 @@ def is_plain_vit(name: str, prefix: str | None) -> bool:
 
 def below(prefix: str | None, converted: Pretraining) -> Pretraining:
     """A bare backbone's names as they are in a model that has it as a part."""
-    bare = any(name.split(".")[0] in GROUP_OF for name in converted.tensors)
+    bare = any(name.split(".")[0] in (*GROUP_OF, "vit") for name in converted.tensors)
     if not prefix or not bare:
         return converted
     converted.tensors = {prefix + name: tensor for name, tensor in converted.tensors.items()}

@@ -1,7 +1,8 @@
 """Official Mask2Former checkpoints -> the head of this project's Mask2Former.
 
-The head has the official names, so today's checkpoints only lose their backbone. Older ones have
-two names of before: the queries' content, and a pixel decoder without a prefix of its own.
+The head has the official names, but for q, k and v and for the offsets and weights of deformable
+attention. Older checkpoints have two older names: the queries' content, and a pixel decoder without a
+prefix of its own.
 """
 
 import re
@@ -16,7 +17,7 @@ from ..heads.mask_decoder import MaskedTransformerDecoder
 from ..heads.pixel_decoder import MSDeformAttnPixelDecoder
 from .files import WeightsError, check_finite, first
 from .ledger import Ledger, Pretraining
-from .official import without_wrapper
+from .official import join_sampling, without_wrapper
 from .sizes import Sizes, check_whole
 
 TITLE = "Mask2Former"
@@ -70,6 +71,10 @@ def official_mask2former(state_dict: Mapping[str, Any]) -> Pretraining:
         )
     ledger = Ledger(state_dict, TITLE)
     ledger.drop(NOT_USED)
+    for name in [name for name in ledger.left if ".in_proj_" in name]:
+        stem, kind = name.split(".in_proj_")
+        ledger.split(name, [f"{stem}.{part}_proj.{kind}" for part in "qkv"])
+    join_sampling(ledger, named_here)
     ledger.rename(RENAMES)
     if ledger.left:
         raise WeightsError(f"{TITLE} has no {first(list(map(repr, ledger.left)))}")
@@ -85,6 +90,14 @@ def official_mask2former(state_dict: Mapping[str, Any]) -> Pretraining:
     return ledger.result
 
 
+def named_here(name: str) -> str | None:
+    """The first of the rules that matches a name, applied to it."""
+    for pattern, replacement in RENAMES:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(replacement)
+    return None
+
+
 def sized_head(tensors: Mapping[str, Tensor]) -> nn.Module:
     """A head, without memory for its weights, of the sizes that a state dict shows.
 
@@ -98,7 +111,7 @@ def sized_head(tensors: Mapping[str, Tensor]) -> nn.Module:
     projections += [f"input_proj.{i}.0.weight" for i in reversed(range(num_encoder))]
     features = [f"res{i + 2}" for i in range(len(projections))]
     layer = PIXEL_DECODER + "transformer.encoder.layers.#."
-    offsets = sizes.size(layer + "self_attn.sampling_offsets.weight", 2)
+    samples = sizes.size(layer + "self_attn.sampling.weight", 3)
     queries, hidden_dim = sizes.shape(PREDICTOR + "query_feat.weight", 2)
     with torch.device("meta"):
         pixel_decoder = MSDeformAttnPixelDecoder(
@@ -110,7 +123,7 @@ def sized_head(tensors: Mapping[str, Tensor]) -> nn.Module:
             num_heads=1,
             num_layers=sizes.count(layer),
             ffn_dim=sizes.size(layer + "linear1.weight", 1),
-            num_points=offsets // (2 * max(num_encoder, 1)),
+            num_points=samples // (3 * max(num_encoder, 1)),
             norm_groups=1,
         )
         predictor = MaskedTransformerDecoder(

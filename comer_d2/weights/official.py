@@ -5,7 +5,7 @@ One table serves both directions. Numbers of blocks, interactions and extra bloc
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -41,10 +41,13 @@ BLOCK = same("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2") | 
     "gamma1": "ls1.gamma",
     "gamma2": "ls2.gamma",
 }
-BEIT_BLOCK = same("attn.q_bias", "attn.v_bias", "attn.relative_position_bias_table")
-ATTENTION = same(
-    "attn.sampling_offsets", "attn.attention_weights", "attn.value_proj", "attn.output_proj"
-)
+BEIT_BLOCK = {
+    "attn.q_bias": "attn.qkv.q_bias",
+    "attn.v_bias": "attn.qkv.v_bias",
+    **same("attn.relative_position_bias_table"),
+}
+# Their two layers of offsets and weights are one here: see `join_sampling`.
+ATTENTION = same("attn.sampling", "attn.value_proj", "attn.output_proj")
 # MRFP's six depthwise convolutions are three levels of two kernels, numbered level by level.
 MRFP = {
     **same("fc1", "fc2"),
@@ -70,9 +73,10 @@ INTERACTION = {
     **under("extra_CTIs.#.", "extra_cti.#.", FFN | CTI_TO_C),
 }
 BACKBONE = {
-    **same("pos_embed", "level_embed", "patch_embed.proj"),
+    **same("level_embed"),
+    **under("", "vit.", same("pos_embed", "patch_embed.proj")),
     **STEM,
-    **under("blocks.#.", "blocks.#.", BLOCK),
+    **under("blocks.#.", "vit.blocks.#.", BLOCK),
     **under("interactions.#.", "interactions.#.", INTERACTION),
     "up": "upsample",
     **{f"norm{i + 1}": f"out_norms.{i}" for i in range(4)},
@@ -97,7 +101,7 @@ def beit_name(name: str) -> str:
 
 BEIT_BACKBONE = {
     **{beit_name(old): new for old, new in BACKBONE.items()},
-    **under("blocks.#.", "blocks.#.", BEIT_BLOCK),
+    **under("blocks.#.", "vit.blocks.#.", BEIT_BLOCK),
 }
 OFFICIAL_TO_HERE = BACKBONE | BEIT_BACKBONE
 HERE_TO_OFFICIAL = {new: old for old, new in BACKBONE.items()}
@@ -127,6 +131,34 @@ def translate(name: str, table: Mapping[str, str]) -> str | None:
     else:
         return None
     return re.sub("#", lambda _: next(numbers)[1], new)
+
+
+def join_sampling(ledger: Ledger, rename: Callable[[str], str | None]) -> None:
+    """Offsets and weights of deformable attentions, two layers elsewhere, as the one here.
+
+    Args:
+        ledger: of the source.
+        rename: a name with ``sampling`` for the two -> the name here, or ``None``.
+    """
+    for name in [name for name in ledger.left if ".sampling_offsets." in name]:
+        target = rename(name.replace(".sampling_offsets.", ".sampling."))
+        if target is not None:
+            pair = name.replace(".sampling_offsets.", ".attention_weights.")
+            ledger.concatenate([name, pair], target)
+
+
+def split_sampling(ledger: Ledger, rename: Callable[[str], str | None]) -> None:
+    """The inverse of :func:`join_sampling`: two thirds are offsets."""
+    for name in [name for name in ledger.left if ".attn.sampling." in name]:
+        target = rename(name)
+        tensor = ledger.left[name]
+        if target is None or tensor.ndim == 0 or len(tensor) % 3:
+            continue
+        ledger.take(name)
+        parts = tensor.split([2 * len(tensor) // 3, len(tensor) // 3])
+        for part, kind in zip(parts, ("sampling_offsets", "attention_weights"), strict=True):
+            ledger.put(target.replace(".sampling.", f".{kind}."), part)
+            ledger.note(name, part.numel(), target.replace(".sampling.", f".{kind}."))
 
 
 def is_official(names: Iterable[str]) -> bool:
@@ -177,7 +209,8 @@ def rename_backbone(state_dict: Mapping[str, Any]) -> Pretraining:
     inner, prefix, outside = find_backbone(state_dict)
     attending = {name.split(".cfinter.")[0] for name in inner if ".cfinter." in name}
     ledger = Ledger(inner, TITLE)
-    for name in inner:
+    join_sampling(ledger, lambda name: translate(name, OFFICIAL_TO_HERE))
+    for name in list(ledger.left):
         outer = OUTER_NORM.fullmatch(name)
         if name.endswith(INDEX):
             check_index(prefix + name, inner[name])
@@ -254,7 +287,8 @@ def to_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     is_beit = any(name.endswith(".relative_position_bias_table") for name in state_dict)
     table = HERE_TO_BEIT if is_beit else HERE_TO_OFFICIAL
     ledger = Ledger(state_dict, "the backbone")
-    for name in state_dict:
+    split_sampling(ledger, lambda name: translate(name, table))
+    for name in list(ledger.left):
         if old_name := translate(name, table):
             ledger.move(name, old_name)
     if ledger.left:

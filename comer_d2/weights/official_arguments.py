@@ -3,15 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# Arguments of the ViT with the same name and meaning.
+SAME_IN_VIT = ("in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path_rate")
 # The authors' argument -> the argument here, where the meaning is the same.
 SAME_MEANING = {
-    "in_chans": "in_chans",
-    "embed_dim": "embed_dim",
-    "depth": "depth",
-    "num_heads": "num_heads",
-    "mlp_ratio": "mlp_ratio",
-    "qkv_bias": "qkv_bias",
-    "drop_path_rate": "drop_path_rate",
     "conv_inplane": "stem_width",
     "n_points": "deform_num_points",
     "deform_num_heads": "deform_num_heads",
@@ -49,7 +44,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 # The only value that the networks here have; any other is refused.
 FIXED = {
     "patch_size": 16,
-    "with_cffn": True,
     "drop_rate": 0.0,
     "attn_drop_rate": 0.0,
     "use_shared_rel_pos_bias": False,
@@ -67,7 +61,8 @@ def official_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
             pretraining).
 
     Returns:
-        Keyword arguments of :class:`comer_d2.ViTCoMer`.
+        Keyword arguments of :class:`comer_d2.ViTCoMer`; under ``"vit"``, those of the
+        :class:`~comer_d2.network.ViT` that it is given.
 
     Raises:
         ValueError: for an unknown variant or argument, or a value that the network here lacks.
@@ -82,7 +77,10 @@ def official_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         if given.pop(name, value) != value:
             raise ValueError(f"{name}={config[name]!r} is not supported, only {value!r}")
 
+    vit: dict[str, Any] = {name: given.pop(name) for name in SAME_IN_VIT if name in given}
     arguments = {new: given.pop(old) for old, new in SAME_MEANING.items() if old in given}
+    if not given.pop("with_cffn", True):
+        arguments["cffn_ratio"] = None
     # The authors' backbones have no MRFP where they have no CTI to V.
     to_v = given.pop("use_injector" if variant == "beit" else "use_CTI_toV", True)
     to_c = given.pop("use_extractor" if variant == "beit" else "use_CTI_toC", True)
@@ -95,23 +93,27 @@ def official_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "use_cti_to_v": to_v,
         "use_cti_to_c": to_c,
         "gate_init": init_values,
-        "pretrain_img_size": sizes.pop(),
         "mrfp_ratio": given.pop("dim_ratio", 0.5),
         "num_extra_cti": given.pop("extra_num", 4) if pop_extra_switch(given) else 0,
         "vit_features": vit_features(variant, given.pop("add_vit_feature", True)),
+    }
+    with_bias = "qv" if variant == "beit" else "qkv"
+    vit |= {
+        "pretrain_img_size": sizes.pop(),
+        "qkv_bias": with_bias if given.pop("qkv_bias", True) else "none",
         "window_size": windows(
             given.pop("window_attn", False), given.pop("window_size", 14), config.get("depth", 12)
         ),
     }
     if variant == "beit":
-        arguments["layer_scale_init"] = init_values or None
-        arguments["use_abs_pos"] = given.pop("use_abs_pos_emb")
-        arguments["use_rel_pos_bias"] = given.pop("use_rel_pos_bias")
+        vit["layer_scale_init"] = init_values or None
+        vit["use_abs_pos"] = given.pop("use_abs_pos_emb")
+        vit["use_rel_pos_bias"] = given.pop("use_rel_pos_bias")
     else:
-        arguments["layer_scale_init"] = 1.0 if given.pop("layer_scale", True) else None
+        vit["layer_scale_init"] = 1.0 if given.pop("layer_scale", True) else None
     if given:
         raise ValueError(f"unknown arguments of the authors' {variant!r} backbone: {sorted(given)}")
-    return arguments
+    return {"vit": vit, **arguments}
 
 
 def pop_extra_switch(given: dict[str, Any]) -> bool:

@@ -21,7 +21,7 @@ ACTIVATIONS = {
     "GELU": "gelu",
     "GELUTanh": "gelu_tanh",
     "QuickGELU": "quick_gelu",
-    "SiLU": "silu",
+    "SiLU": "swiglu",
 }
 
 
@@ -121,7 +121,7 @@ def from_timm_model(model: nn.Module, family: str | None, label: str) -> Pretrai
         WeightsError: if it computes anything else.
     """
     actual = timm_computation(model)
-    if family is None and actual["mlp_activation"] == "quick_gelu":
+    if family is None and actual["mlp"] == "quick_gelu":
         family = "clip-quickgelu"
     elif family is None and actual["pre_norm_eps"] is not None:
         family = "clip"
@@ -156,8 +156,7 @@ def timm_computation(model: nn.Module) -> dict[str, Any]:
         "layer_norm_eps": block.norm1.eps,
         "pre_norm_eps": getattr(norm_pre, "eps", None),
         "post_norm": False,
-        "mlp_type": "swiglu" if act == "SiLU" else "mlp",
-        "mlp_activation": ACTIVATIONS.get(act, act),
+        "mlp": ACTIVATIONS.get(act, act),
         "use_rel_pos_bias": getattr(block.attn, "relative_position_bias_table", None) is not None
         or getattr(model, "rel_pos_bias", None) is not None,
         "num_heads": block.attn.num_heads,

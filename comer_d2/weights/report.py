@@ -96,7 +96,7 @@ class LoadReport:
 def group_of(name: str) -> str:
     """The group of a name in the network, or of one that belongs to the family's head."""
     parts = name.split(".")
-    while parts[0] in ("backbone", "bottom_up", "net") and len(parts) > 1:
+    while parts[0] in ("backbone", "bottom_up", "net", "vit") and len(parts) > 1:
         parts = parts[1:]
     return GROUP_OF.get(parts[0], "heads")
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..network import ViTCoMerNet
-from ..network.vit import PATCH_SIZE, ViTBranch
+from ..network import ViT, ViTCoMerNet
+from ..network.vit import PATCH_SIZE
+from ..network.vit_attention import QKVBias
 from .files import WeightsError, first
 from .fit import HEADS
 from .ledger import PLAIN_COMPUTATION
@@ -20,8 +21,7 @@ BRANCH_COMPUTATION = (
     "layer_norm_eps",
     "pre_norm_eps",
     "post_norm",
-    "mlp_type",
-    "mlp_activation",
+    "mlp",
     "use_rel_pos_bias",
 )
 
@@ -79,12 +79,13 @@ def sized_network(tensors: Mapping[str, Tensor]) -> ViTCoMerNet:
         WeightsError: if a tensor that decides about a size is missing or of no known form.
     """
     sizes = Sizes(tensors)
-    dim, in_chans = sizes.shape("patch_embed.proj.weight", 4)[:2]
-    depth, interactions = sizes.count("blocks.#."), sizes.count("interactions.#.")
-    tables = [f"blocks.{i}.attn.relative_position_bias_table" for i in range(depth)]
+    dim, in_chans = sizes.shape("vit.patch_embed.proj.weight", 4)[:2]
+    depth, interactions = sizes.count("vit.blocks.#."), sizes.count("interactions.#.")
+    tables = [f"vit.blocks.{i}.attn.relative_position_bias_table" for i in range(depth)]
     relative = any(name in tensors for name in tables)
     table_shapes = [sizes.shape(name, 2) for name in tables] if relative else [(0, 1)] * depth
-    positions = sizes.shape("pos_embed", 3)[1] if not relative or "pos_embed" in tensors else 2
+    has_positions = not relative or "vit.pos_embed" in tensors
+    positions = sizes.shape("vit.pos_embed", 3)[1] if has_positions else 2
     switches = {
         argument: [sizes.has(f"interactions.{i}.{part}.") for i in range(interactions)]
         for argument, part in (
@@ -95,26 +96,33 @@ def sized_network(tensors: Mapping[str, Tensor]) -> ViTCoMerNet:
     }
     last = f"interactions.{interactions - 1}.extra_cti.#."
     switches["cnn_feature_interaction"][-1] |= sizes.has(last + "feature_interaction.")
+    with_ffn = sizes.has("interactions.#.*.ffn.ffn.")
     try:
         with torch.device("meta"):
-            return ViTCoMerNet(
+            vit = ViT(
                 in_chans=in_chans,
                 embed_dim=dim,
                 depth=depth,
-                num_heads=table_shapes[0][1],
-                mlp_ratio=sizes.ratio("blocks.#.mlp.fc1.weight", dim),
-                qkv_bias=sizes.has("blocks.#.attn.q_bias") or sizes.has("blocks.#.attn.qkv.bias"),
-                use_abs_pos=not relative or "pos_embed" in tensors,
+                num_heads=table_shapes[0][1] if depth else 1,
+                mlp_ratio=sizes.ratio("vit.blocks.#.mlp.fc1.weight", dim),
+                qkv_bias=sizes.qkv_bias("vit.blocks.#.attn.qkv."),
+                use_abs_pos=has_positions,
                 use_rel_pos_bias=relative,
-                layer_scale_init=1.0 if sizes.has("blocks.#.ls1.gamma") else None,
+                layer_scale_init=1.0 if sizes.has("vit.blocks.#.ls1.gamma") else None,
                 window_size=[(math.isqrt(rows) + 1) // 2 for rows, _ in table_shapes],
                 pretrain_img_size=PATCH_SIZE * math.isqrt(positions - 1),
+                draw_weights=False,
+            )
+            return ViTCoMerNet(
+                vit,
                 stem_width=sizes.shape("pyramid.stem.0.0.weight", 4)[0],
                 interaction_indexes=shared_out(depth, interactions),
                 deform_num_heads=1,
-                deform_num_points=sizes.size("interactions.#.*.sampling_offsets.weight", 24) // 6,
+                deform_num_points=sizes.size("interactions.#.*.sampling.weight", 36) // 9,
                 deform_ratio=sizes.ratio("interactions.#.*.value_proj.weight", dim),
-                cffn_ratio=sizes.ratio("interactions.#.*.ffn.ffn.fc1.weight", dim),
+                cffn_ratio=sizes.ratio("interactions.#.*.ffn.ffn.fc1.weight", dim)
+                if with_ffn
+                else None,
                 mrfp_ratio=sizes.ratio("interactions.#.mrfp.fc1.weight", dim),
                 num_extra_cti=sizes.count(last),
                 **switches,
@@ -125,14 +133,14 @@ def sized_network(tensors: Mapping[str, Tensor]) -> ViTCoMerNet:
 
 def sized_branch(
     tensors: Mapping[str, Tensor], computation: Mapping[str, Any] | None = None
-) -> ViTBranch:
+) -> ViT:
     """A ViT branch, without memory for its weights, of the sizes that a pretraining shows.
 
     Patches are of another size where the pretraining's are; numbers of heads are not right in it.
 
     Args:
         tensors: by the branch's names, the class token's row in the position table.
-        computation: how it computes, as :attr:`ViTBranch.computation` has it; ``None``: as far as
+        computation: how it computes, as :attr:`ViT.computation` has it; ``None``: as far as
             the names show it.
 
     Raises:
@@ -147,7 +155,7 @@ def sized_branch(
     computation = computation or {
         **PLAIN_COMPUTATION,
         "pre_norm_eps": 1e-5 if sizes.has("norm_pre.") else None,
-        "mlp_type": "swiglu" if sizes.has("blocks.#.mlp.fc1_g.") else "mlp",
+        "mlp": "swiglu" if sizes.has("blocks.#.mlp.fc1_g.") else "gelu",
         "use_rel_pos_bias": sizes.has("blocks.#.attn.relative_position_bias_table"),
     }
     if computation["use_rel_pos_bias"]:
@@ -155,28 +163,26 @@ def sized_branch(
         table_shapes = [sizes.shape(name, 2) for name in tables]
         windows = [(math.isqrt(shape[0]) + 1) // 2 for shape in table_shapes]
         heads = table_shapes[0][1]
-    gated = computation["mlp_type"] == "swiglu"
+    gated = computation["mlp"] == "swiglu"
     hidden = "blocks.#.mlp.fc1_g.weight" if gated else "blocks.#.mlp.fc1.weight"
-    fused, apart = (sizes.has(f"blocks.#.attn.{name}") for name in ("qkv.bias", "q_bias"))
     try:
         with torch.device("meta"):
-            branch = ViTBranch(
+            branch = ViT(
                 in_chans=in_chans,
                 embed_dim=dim,
                 depth=depth,
                 num_heads=heads,
                 mlp_ratio=sizes.ratio(hidden, dim),
-                qkv_bias=fused or apart,
-                key_bias=fused,
+                qkv_bias=sizes.qkv_bias("blocks.#.attn.qkv."),
                 drop_path_rate=0.0,
                 use_abs_pos=rows > 0,
                 layer_scale_init=1.0 if sizes.has("blocks.#.ls1.gamma") else None,
-                windows=windows,
+                window_size=windows,
                 pretrain_img_size=PATCH_SIZE * grid,
                 pretrain_use_cls_token=rows > 0 and grid**2 != rows,
                 num_prefix_tokens=tokens,
-                attn_sub_norm=sizes.has("blocks.#.attn.norm."),
-                mlp_sub_norm=sizes.has("blocks.#.mlp.norm."),
+                sub_norms=[p for p in ("attn", "mlp") if sizes.has(f"blocks.#.{p}.norm.")],
+                draw_weights=False,
                 **{name: computation[name] for name in BRANCH_COMPUTATION},
             )
             bias = sizes.has("patch_embed.proj.bias") or computation["pre_norm_eps"] is None
@@ -221,6 +227,12 @@ class Sizes:
     def ratio(self, name: str, dim: int) -> float:
         """The same in units of ``dim``, such that the network's rounding down gives the size."""
         return (self.size(name, dim) + 0.5) / dim
+
+    def qkv_bias(self, prefix: str) -> QKVBias:
+        """Which of q, k and v have a bias."""
+        if self.has(prefix + "bias"):
+            return "qkv"
+        return "qv" if self.has(prefix + "q_bias") else "none"
 
     def count(self, prefix: str) -> int:
         """How many numbers there are for the last ``#`` of a prefix."""

@@ -99,7 +99,10 @@ class Writing:
 
     def __init__(self, pretraining: Pretraining, family: str) -> None:
         self.family, self.model = family, TIMM_MODELS[family]
-        self.left = dict(pretraining.tensors)
+        self.left = {
+            name.replace(".qkv.q_bias", ".q_bias").replace(".qkv.v_bias", ".v_bias"): tensor
+            for name, tensor in pretraining.tensors.items()
+        }
         self.dim = pretraining.embed_dim
         self.sources = {part.source for part in pretraining.parts}
         self.norms = {
@@ -160,7 +163,8 @@ class Writing:
             # timm has DINOv3 without biases, and as "qkvb" with: the distilled ones are zero.
             for name in apart:
                 del self.left[name]
-                self.result.unused[name] = self.result.unused[fused] = "zero"
+                here = name.replace(attn, f"{attn}qkv.")
+                self.result.unused[here] = self.result.unused[fused] = "zero"
 
     def write_layer_scale(self, block: str) -> None:
         """By the family's name, or multiplied into the layer before it."""

@@ -28,7 +28,7 @@ BLOCK = [
     (r"norm_pre\.(weight|bias)", r"norm_pre.\1"),
     (BLOCKS + r"norm([12])\.(weight|bias)", r"blocks.\1.norm\2.\3"),
     (BLOCKS + r"attn\.(qkv|proj)\.(weight|bias)", r"blocks.\1.attn.\2.\3"),
-    (BLOCKS + r"attn\.([qv])_bias", r"blocks.\1.attn.\2_bias"),
+    (BLOCKS + r"attn\.(?:qkv\.)?([qv])_bias", r"blocks.\1.attn.qkv.\2_bias"),
     (BLOCKS + r"mlp\.(fc1|fc2|fc1_g|fc1_x)\.(weight|bias)", r"blocks.\1.mlp.\2.\3"),
     (BLOCKS + r"ls([12])\.gamma", r"blocks.\1.ls\2.gamma"),
     (BLOCKS + r"gamma_?([12])", r"blocks.\1.ls\2.gamma"),
@@ -101,7 +101,7 @@ def eva02(source: Mapping[str, Tensor], family: str) -> Pretraining:
     move_tokens(ledger, ["cls_token"])
     fuse_qkv(ledger, "blocks.{}.attn.{}_proj.weight", "weight")
     authors = [
-        (BLOCKS + r"attn\.([qv])_proj\.bias", r"blocks.\1.attn.\2_bias"),
+        (BLOCKS + r"attn\.([qv])_proj\.bias", r"blocks.\1.attn.qkv.\2_bias"),
         (BLOCKS + r"attn\.(?:inner_attn_ln|norm)\.(weight|bias)", r"blocks.\1.attn.norm.\2"),
         (BLOCKS + r"mlp\.(?:ffn_ln|norm)\.(weight|bias)", r"blocks.\1.mlp.norm.\2"),
         (BLOCKS + r"mlp\.w1\.(weight|bias)", r"blocks.\1.mlp.fc1_g.\2"),

@@ -135,7 +135,7 @@ COMPUTATION: dict[str, dict[str, Any]] = {
     "uni-perceiver": {"layer_norm_eps": 1e-5, "pre_norm_eps": 1e-5},
     "uni-perceiver-post-norm": {"pre_norm_eps": 1e-12, "post_norm": True},
     "clip": CLIP,
-    "clip-quickgelu": {**CLIP, "mlp_activation": "quick_gelu"},
+    "clip-quickgelu": {**CLIP, "mlp": "quick_gelu"},
     "dinov3": {"rope": "dinov3", "layer_norm_eps": 1e-5},
     "eva02": {"rope": "eva02"},
 }
@@ -151,5 +151,5 @@ def close(ledger: Ledger, family: str) -> Pretraining:
         if part.target is not None and part.dtype is not None and not part.dtype.is_floating_point:
             raise WeightsError(f"{family}: '{part.source}' is of {part.dtype}, no type of weights")
     gated = "blocks.0.mlp.fc1_g.weight" in ledger.result.tensors
-    mlp = {"mlp_type": "swiglu", "mlp_activation": "silu"} if gated else {}
+    mlp = {"mlp": "swiglu"} if gated else {}
     return ledger.close(**{**COMPUTATION.get(family, {}), **mlp})

@@ -9,6 +9,6 @@ from ..common.models.sizes import comer_size
 from .mask_rcnn_comer_t_3x import dataloader, lr_multiplier, optimizer, train
 
 comer_size(model.backbone.bottom_up, "S")
-model.backbone.bottom_up.drop_path_rate = 0.1
+model.backbone.bottom_up.vit.drop_path_rate = 0.1
 
 dataloader.train.mapper.use_instance_mask = False

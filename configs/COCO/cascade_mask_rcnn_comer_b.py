@@ -9,7 +9,7 @@ from ..common.optim import AdamW as optimizer
 from ..common.schedule import lr_multiplier_100ep as lr_multiplier
 from ..common.train import train
 
-model.backbone.bottom_up.drop_path_rate = 0.1
+model.backbone.bottom_up.vit.drop_path_rate = 0.1
 
 optimizer.lr = 1e-4  # for a batch of 64
 optimizer.weight_decay = 0.1

@@ -4,5 +4,5 @@ from ..common.models.sizes import comer_size
 from .cascade_mask_rcnn_comer_b import dataloader, lr_multiplier, model, optimizer, train
 
 comer_size(model.backbone.bottom_up, "L")
-model.backbone.bottom_up.drop_path_rate = 0.4
+model.backbone.bottom_up.vit.drop_path_rate = 0.4
 optimizer.params.lr_decay_rate = 0.8

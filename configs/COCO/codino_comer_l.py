@@ -15,17 +15,16 @@ from ..common.train import train
 SIDE = 1536  # pixels: 96 x 96 tokens
 
 dino_size(model, "L")
-model.backbone.update(
+model.backbone.vit.update(
     use_abs_pos=False,
     use_rel_pos_bias=True,
+    qkv_bias="qv",
     window_size=([14] * 5 + [56]) * 4,  # the authors' BEiT: every sixth block sees 896 pixels
     window_block_indexes=None,
     drop_path_rate=0.4,
     layer_scale_init=1e-6,
-    gate_init=1e-6,
-    use_act_checkpoint=True,
-    square_pad=SIDE,
 )
+model.backbone.update(gate_init=1e-6, use_act_checkpoint=True, square_pad=SIDE)
 model.head.num_queries = 1500
 model.head.denoising.update(num_queries=300, box_noise=0.4)
 model.head.encoder.use_act_checkpoint = True

@@ -8,7 +8,7 @@ from ..common.train import train
 
 dino_size(model, "S")
 # 37 x 37 positions: DINOv2's 518 / 14, at patch 16
-model.backbone.pretrain_img_size = 592
+model.backbone.vit.pretrain_img_size = 592
 
 # DETR's multi-scale resize and crop, without ViT-CoMer's crop to 1024 after them.
 dataloader.train.mapper.augmentations.pop()

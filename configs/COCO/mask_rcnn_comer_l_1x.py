@@ -9,7 +9,7 @@ from ..common.models.sizes import comer_size
 from .mask_rcnn_comer_s_1x import dataloader, lr_multiplier, model, optimizer, train
 
 comer_size(model.backbone.bottom_up, "L")
-model.backbone.bottom_up.pretrain_img_size = 384  # 24 x 24 positions: AugReg's, ImageNet-22K
+model.backbone.bottom_up.vit.pretrain_img_size = 384  # 24 x 24 positions: AugReg's, ImageNet-22K
 model.pixel_mean = model.pixel_std = [127.5, 127.5, 127.5]  # AugReg's input, -1 to 1
 
 optimizer.params.lr_decay_rate = 0.80

@@ -10,7 +10,7 @@ from ..common.train import train
 
 comer_size(model.backbone.bottom_up, "S")
 # 37 x 37 positions: DINOv2's 518 / 14, at patch 16
-model.backbone.bottom_up.pretrain_img_size = 592
+model.backbone.bottom_up.vit.pretrain_img_size = 592
 
 optimizer.lr = 1e-4  # for a batch of 16
 optimizer.weight_decay = 0.05

@@ -8,7 +8,7 @@ from ..common.models.sizes import comer_size
 from .mask_rcnn_comer_s_1x import dataloader, lr_multiplier, model, optimizer, train
 
 comer_size(model.backbone.bottom_up, "T")
-model.backbone.bottom_up.pretrain_img_size = 224  # 14 x 14 positions: DeiT's
+model.backbone.bottom_up.vit.pretrain_img_size = 224  # 14 x 14 positions: DeiT's
 
 optimizer.params.lr_decay_rate = 1.0
 optimizer.params.no_decay = ["pos_embed", "prefix_tokens", "level_embed"]

@@ -32,7 +32,7 @@ dataloader.train.num_workers = 1
 dataloader.test.num_workers = 0
 
 CHANNELS = 64
-model.backbone.bottom_up.update(
+model.backbone.bottom_up.vit.update(
     embed_dim=64,
     depth=4,
     num_heads=2,
@@ -40,6 +40,8 @@ model.backbone.bottom_up.update(
     window_size=0,  # 8x8 tokens: every block sees them all
     window_block_indexes=[],
     pretrain_img_size=128,
+)
+model.backbone.bottom_up.update(
     stem_width=16,
     interaction_indexes=[[0, 1], [2, 3]],
     deform_num_heads=4,

@@ -89,7 +89,7 @@ def test_codino_as_it_is_published() -> None:
     assert heads.atss.box_weight == 2
     anchors = heads.proposal_generator.anchor_generator
     assert anchors.num_anchors == [9] * 6
-    windows = [block.attn.window_size for block in model.backbone.blocks]
+    windows = [block.attn.window_size for block in model.backbone.vit.blocks]
     assert [i for i, window in enumerate(windows) if window == 56] == [5, 11, 17, 23]
     assert set(windows) == {14, 56}
 
@@ -102,7 +102,7 @@ def test_five_scales_use_every_map() -> None:
 
 
 def test_the_plain_vit_gives_its_maps() -> None:
-    model = instantiate(load("COCO/dino_vitdet_s_12ep.py").model)
+    model = instantiate(load("COCO/dino_vit_s_12ep.py").model)
     shapes = model.backbone.output_shape()
     assert {name: shape.stride for name, shape in shapes.items()} == {"p3": 8, "p4": 16, "p5": 32}
     assert model.head.neck.in_features == tuple(shapes)

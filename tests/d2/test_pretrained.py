@@ -16,7 +16,7 @@ from comer_d2.weights import WeightsError, load_weights
 from tests.d2.runs import ROOT
 
 CONFIG = str(ROOT / "tests/d2/tiny_comer.py")
-BRANCH = "backbone.bottom_up."
+BRANCH = "backbone.bottom_up.vit."
 
 
 @pytest.fixture
@@ -45,16 +45,14 @@ def assert_is_vit(weights: dict[str, Tensor], vit: dict[str, Tensor]) -> None:
         assert torch.equal(weights[BRANCH + name], vit[name]), name
 
 
-@pytest.mark.parametrize("key", ["train.init_checkpoint", "model.backbone.bottom_up.pretrained"])
 def test_training_starts_from_it(
-    key: str,
     file: Path,
     vit: dict[str, Tensor],
     tmp_path: Path,
     capfd: pytest.CaptureFixture,
 ) -> None:
     output = tmp_path / "output"
-    assert run(output, f"{key}={file}", "optimizer.lr=0.0") == 0
+    assert run(output, f"train.init_checkpoint={file}", "optimizer.lr=0.0") == 0
     assert_is_vit(torch.load(output / "model_final.pth")["model"], vit)
     printed = capfd.readouterr().out
     assert f"from '{file}'" in printed
@@ -70,14 +68,26 @@ def test_training_starts_from_it(
     # What was trained from it needs it no longer.
     file.unlink()
     trained = f"train.init_checkpoint={output / 'model_final.pth'}"
-    options = ["--eval-only", trained]
-    if key != "train.init_checkpoint":
-        options.append(f"{key}={file}")
-    assert run(tmp_path / "evaluated", *options) == 0
+    assert run(tmp_path / "evaluated", "--eval-only", trained) == 0
     assert run(output, "--resume", "train.max_iter=2") == 0
     cfg = load_config(str(output / "config.yaml"))
     model = Predictor(cfg, output / "model_final.pth").model
     assert any(name.startswith(BRANCH) for name in model.state_dict())
+
+
+def test_parts_of_a_model_from_two_files(
+    file: Path, vit: dict[str, Tensor], tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    model = instantiate(load_config(CONFIG).model)
+    heads = {n: v for n, v in model.state_dict().items() if n.startswith("roi_heads.box_head.")}
+    torch.save({"model": heads}, tmp_path / "heads.pth")
+    output, both = tmp_path / "output", f"train.init_checkpoint=[{tmp_path / 'heads.pth'},{file}]"
+    assert run(output, both, "optimizer.lr=0.0") == 0
+    weights = torch.load(output / "model_final.pth")["model"]
+    assert_is_vit(weights, vit)
+    assert all(torch.equal(weights[name], value) for name, value in heads.items())
+    assert run(tmp_path / "evaluated", "--eval-only", both) == 2
+    assert "evaluate one" in capfd.readouterr().err
 
 
 def test_a_pretraining_is_no_model_to_evaluate(
@@ -90,7 +100,6 @@ def test_a_pretraining_is_no_model_to_evaluate(
     assert "Traceback" not in printed
 
 
-@pytest.mark.parametrize("key", ["train.init_checkpoint", "model.backbone.bottom_up.pretrained"])
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -100,7 +109,6 @@ def test_a_pretraining_is_no_model_to_evaluate(
     ],
 )
 def test_one_that_does_not_fit_is_one_clear_error(
-    key: str,
     damage: dict[str, Tensor | None],
     message: str,
     vit: dict[str, Tensor],
@@ -109,7 +117,7 @@ def test_one_that_does_not_fit_is_one_clear_error(
 ) -> None:
     damaged = {name: value for name, value in {**vit, **damage}.items() if value is not None}
     torch.save(damaged, tmp_path / "damaged.pth")
-    assert run(tmp_path / "output", f"{key}={tmp_path / 'damaged.pth'}") == 2
+    assert run(tmp_path / "output", f"train.init_checkpoint={tmp_path / 'damaged.pth'}") == 2
     printed = capfd.readouterr().err
     assert "train_net.py: error: " in printed
     assert message in printed
@@ -132,7 +140,8 @@ def test_the_plain_vit_baseline_takes_it_too() -> None:
     ).state_dict()
     report = load_weights(model, vit)
     assert report.counts()["blocks"] == {
-        "loaded": sum(value.numel() for name, value in vit.items() if name.startswith("blocks"))
+        "loaded": sum(value.numel() for name, value in vit.items() if name.startswith("blocks")),
+        "neutral": len(net.blocks) * 2 * 64,  # layer scales
     }
     for name, value in vit.items():
         if name.startswith(("blocks", "patch_embed")):

@@ -63,8 +63,9 @@ def official_weights(given):
 
 def tiny_model(config, about):
     """The released config with the oracle's sizes; no other setting is touched."""
-    config.backbone.bottom_up.update(official_arguments(about["backbone"]))
-    config.backbone.bottom_up.window_block_indexes = None
+    arguments = official_arguments(about["backbone"])
+    config.backbone.bottom_up.vit.update(arguments.pop("vit"), window_block_indexes=None)
+    config.backbone.bottom_up.update(arguments)
     width = about["fpn_channels"]
     config.backbone.out_channels = width
     config.proposal_generator.head.in_channels = width

@@ -13,17 +13,15 @@ dataloader.train.total_batch_size = 2
 dataloader.train.num_workers = dataloader.test.num_workers = 0
 dataset.class_names = ["page", "square", "never"]
 
+model.backbone.vit.update(
+    embed_dim=32, depth=4, num_heads=2, drop_path_rate=0.0, pretrain_img_size=64
+)
 model.backbone.update(
-    embed_dim=32,
-    depth=4,
-    num_heads=2,
     stem_width=8,
     interaction_indexes=[[i, i] for i in range(4)],
     deform_num_heads=2,
     deform_ratio=1.0,
     num_extra_cti=0,
-    drop_path_rate=0.0,
-    pretrain_img_size=64,
 )
 model.sem_seg_head.update(in_channels=[32] * 4, channels=16, auxiliary_channels=8, dropout=0.0)
 model.sem_seg_head.num_classes = "${dataset.num_classes}"

@@ -12,14 +12,11 @@ from torch import Tensor, nn
 from comer_d2.heads import hungarian as hungarian_module
 from comer_d2.heads.criterion import SetCriterion
 from comer_d2.heads.mask2former import Mask2FormerHead
-from comer_d2.heads.mask_decoder import (
-    MaskedTransformerDecoder,
-    MultiheadAttention,
-    attention_mask,
-)
+from comer_d2.heads.mask_decoder import MaskedTransformerDecoder, attention_mask
 from comer_d2.heads.matcher import HungarianMatcher
 from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder
 from comer_d2.heads.points import MASKS_AT_A_TIME, sample_masks, sample_points
+from comer_d2.layers.attention import MultiheadAttention
 from comer_d2.layers.deform_attn import MSDeformAttn
 
 NUM_CLASSES, NUM_QUERIES = 4, 6

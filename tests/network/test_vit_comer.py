@@ -8,6 +8,7 @@ from torch import nn
 
 from comer_d2.network import ViTCoMerNet
 from comer_d2.network.vit_comer import STRIDES
+from tests.networks import make_network
 
 TINY = dict(
     embed_dim=24,
@@ -41,7 +42,7 @@ SIZES = {
 
 def tiny(**changes) -> ViTCoMerNet:
     torch.manual_seed(0)
-    return ViTCoMerNet(**TINY | OPEN_GATE | changes)
+    return make_network(**TINY | OPEN_GATE | changes)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def tiny(**changes) -> ViTCoMerNet:
 def test_parameter_counts(size, count):
     """The published networks', with a position table of 14 x 14 (L: 24 x 24) rows and a class row."""
     with torch.device("meta"):
-        net = ViTCoMerNet(**SIZES[size])
+        net = make_network(**SIZES[size])
     assert sum(p.numel() for p in net.parameters()) == count
 
 
@@ -91,12 +92,16 @@ def test_a_wrong_image_is_named(shape):
         (dict(mrfp_kernel_sizes=(3, 5, 7, 9, 11)), "multiple of its 5 kernel sizes"),
         (dict(use_rel_pos_bias=True, num_prefix_tokens=2), "at most one prefix token"),
         (dict(rope="2d"), "rope must be one of .*'dinov3', 'eva02'.* got '2d'"),
-        (dict(mlp_type="glu"), "mlp_type must be 'mlp' or 'swiglu', got 'glu'"),
+        (dict(mlp="glu"), "mlp must be 'swiglu' or a name of timm's activations, got 'glu'"),
+        (dict(qkv_bias="q"), "qkv_bias must be one of .*'qkv', 'qv', 'none'.* got 'q'"),
+        (dict(sub_norms=("ffn",)), r"sub_norms must be some of .* got \['ffn'\]"),
+        (dict(out_features=("res6",)), "out_features must be some of"),
+        (dict(norm="SBN"), "norm must be .* got 'SBN'"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        ViTCoMerNet(**TINY | changes)
+        make_network(**TINY | changes)
 
 
 @pytest.mark.parametrize(
@@ -119,8 +124,9 @@ def test_arguments_that_do_not_fit_are_named(changes, message):
         dict(use_abs_pos=False),
         dict(pretrain_use_cls_token=False),
         dict(layer_scale_init=None),
+        dict(cffn_ratio=None),
         dict(window_size=(0, 2, 0, 5)),
-        dict(window_size=3, window_block_indexes=None, use_rel_pos_bias=True),
+        dict(window_size=3, window_block_indexes=None, use_rel_pos_bias=True, qkv_bias="qv"),
         dict(deform_ratio=0.5, deform_num_points=2),
     ],
     ids=str,
@@ -148,8 +154,8 @@ def test_a_closed_gate_leaves_the_vit_untouched():
     net = tiny(gate_init=0.0).eval()
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        x = net.vit_tokens(image)
-        for block in net.blocks:
+        x = net.vit.tokens(image)
+        for block in net.vit.blocks:
             x = block(x, 4, 6)
         seen = {}
         net.interactions[-1].register_forward_hook(lambda m, i, o: seen.update(x=o[0]))
@@ -180,7 +186,7 @@ def test_activation_checkpointing_reaches_blocks_and_interactions():
     """Each of them runs again in the backward pass."""
     net = tiny(use_act_checkpoint=True)
     runs = {}
-    parts = {f"blocks.{i}": b for i, b in enumerate(net.blocks)}
+    parts = {f"blocks.{i}": b for i, b in enumerate(net.vit.blocks)}
     for i, interaction in enumerate(net.interactions):
         parts[f"{i}.mrfp"] = interaction.mrfp
         parts[f"{i}.cti_to_v"] = interaction.cti_to_v
@@ -195,7 +201,7 @@ def test_activation_checkpointing_reaches_blocks_and_interactions():
 
 def test_drop_path_rates():
     net = tiny(drop_path_rate=0.3)
-    rates = [(b.drop_path1.drop_prob, b.drop_path2.drop_prob) for b in net.blocks]
+    rates = [(b.drop_path1.drop_prob, b.drop_path2.drop_prob) for b in net.vit.blocks]
     torch.testing.assert_close(rates, [(0.3 * i / 3,) * 2 for i in range(4)])
     to_v, to_c = net.interactions[0].cti_to_v, net.interactions[0].cti_to_c
     assert to_v.ffn.drop_path.drop_prob == to_c.feature_interaction.ffn.drop_path.drop_prob == 0.3

@@ -12,6 +12,7 @@ from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
 
 from comer_d2.network import ViTCoMerNet
+from tests.networks import make_network
 from tests.weights import originals
 
 SIDE = 64  # the pretraining's images: 4 x 4 patches
@@ -40,10 +41,10 @@ class Case:
 
 
 DINOV3 = dict(use_abs_pos=False, rope="dinov3", layer_norm_eps=1e-5, num_prefix_tokens=5)
-EVA02 = dict(rope="eva02", key_bias=False, mlp_type="swiglu", mlp_ratio=8 / 3, num_prefix_tokens=1)
+EVA02 = dict(rope="eva02", qkv_bias="qv", mlp="swiglu", mlp_ratio=8 / 3, num_prefix_tokens=1)
 CLIP = dict(layer_norm_eps=1e-5, pre_norm_eps=1e-5, num_prefix_tokens=1)
-BEIT = dict(use_abs_pos=False, use_rel_pos_bias=True, num_prefix_tokens=1)
-SWIGLU = dict(mlp_type="swiglu", mlp_ratio=4)
+BEIT = dict(use_abs_pos=False, use_rel_pos_bias=True, qkv_bias="qv", num_prefix_tokens=1)
+SWIGLU = dict(mlp="swiglu", mlp_ratio=4)
 
 CASES = {
     "deit": Case("deit_small_patch16_224", dict(num_prefix_tokens=1), (originals.deit,)),
@@ -79,7 +80,7 @@ CASES = {
     "clip": Case("vit_base_patch16_clip_224", CLIP, (originals.open_clip,), family="clip"),
     "clip-quickgelu": Case(
         "vit_base_patch16_clip_quickgelu_224",
-        CLIP | dict(mlp_activation="quick_gelu"),
+        CLIP | dict(mlp="quick_gelu"),
         (originals.open_clip,),
         family="clip-quickgelu",
     ),
@@ -96,21 +97,21 @@ CASES = {
     ),
     "dinov3-qkv-bias": Case(
         "vit_base_patch16_dinov3_qkvb",
-        DINOV3 | dict(key_bias=False),
+        DINOV3 | dict(qkv_bias="qv"),
         (originals.dinov3, originals.dinov3_transformers),
     ),
     "dinov3-plus": Case(
         "vit_small_plus_patch16_dinov3_qkvb",
-        DINOV3 | SWIGLU | dict(key_bias=False),
+        DINOV3 | SWIGLU | dict(qkv_bias="qv"),
         (originals.dinov3, originals.dinov3_transformers),
     ),
     "eva02-small": Case("eva02_small_patch14_224", EVA02, (originals.eva02,)),
     "eva02-base": Case(
-        "eva02_base_patch14_224", EVA02 | dict(mlp_sub_norm=True), (originals.eva02,)
+        "eva02_base_patch14_224", EVA02 | dict(sub_norms=("mlp",)), (originals.eva02,)
     ),
     "eva02-clip": Case(
         "eva02_base_patch16_clip_224",
-        EVA02 | dict(mlp_sub_norm=True, attn_sub_norm=True),
+        EVA02 | dict(sub_norms=("attn", "mlp")),
         (originals.eva02,),
     ),
 }
@@ -130,7 +131,7 @@ def make_timm(case: Case, size: int | tuple[int, int] = SIDE, **changes: Any) ->
 
 def make_net(case: Case, **changes: Any) -> ViTCoMerNet:
     """A network for the family, whose every parameter is random."""
-    net = ViTCoMerNet(
+    net = make_network(
         **SMALL
         | dict(
             window_size=0,
@@ -188,8 +189,8 @@ def timm_features(model: nn.Module, image: Tensor) -> list[Tensor]:
 def branch_features(net: ViTCoMerNet, image: Tensor) -> list[Tensor]:
     """Tokens (B, P + N, D) after every block."""
     height, width = (side // 16 for side in image.shape[-2:])
-    x, rope, features = net.vit_tokens(image), net.rope_of(height, width), []
-    for block in net.blocks:
+    x, rope, features = net.vit.tokens(image), net.vit.rope_of(height, width), []
+    for block in net.vit.blocks:
         x = block(x, height, width, rope)
         features.append(x)
     return features

@@ -10,9 +10,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from comer_d2.__main__ import main
-from comer_d2.network import ViTCoMerNet
-from comer_d2.weights import WeightsError, convert_weights, load_pretrained, read_weights
+from comer_d2.weights import (
+    WeightsError,
+    convert_mask2former,
+    convert_weights,
+    load_pretrained,
+    read_weights,
+)
 from comer_d2.weights.files import unwrap
+from tests.networks import make_network
 from tests.weights import originals
 from tests.weights.cases import (
     CASES,
@@ -196,7 +202,9 @@ def test_without_tokens_timm_has_a_model_without_them():
         num_heads=3,
     )
     model = model.double().eval()
-    rows = {entry.note: entry.elements for entry in report.entries if entry.source == "pos_embed"}
+    rows = {
+        entry.note: entry.elements for entry in report.entries if entry.source == "vit.pos_embed"
+    }
     assert rows == {"": 16 * 48, "the class token's row; the network does not use it": 48}
     assert report.source_elements == sum(t.numel() for t in net.state_dict().values())
     scales = 4 * 48  # multiplied into the layers before them: DeiT has none
@@ -236,7 +244,7 @@ def test_authors_detector_there_and_back(tool, detector, tmp_path):
     printed = tool(detector, here)
     assert "Mask R-CNN" in printed and "interactions" in printed and "heads" in printed
     assert f"Wrote {here}: " in printed
-    assert "backbone.bottom_up.blocks.0.attn.qkv.weight" in load_file(here)
+    assert "backbone.bottom_up.vit.blocks.0.attn.qkv.weight" in load_file(here)
     tool(here, back, "--to", "official")
     assert same(
         torch.load(back, weights_only=True)["state_dict"],
@@ -282,7 +290,7 @@ def test_official_mask2former(tool, tmp_path):
     torch.save({"model": head | backbone}, tmp_path / "model_final.pth")
     printed = tool(tmp_path / "model_final.pth", tmp_path / "head.safetensors")
     assert "not used: backbone.stem.conv1.weight (588): of another backbone" in printed
-    assert same(load_file(tmp_path / "head.safetensors"), head)
+    assert same(load_file(tmp_path / "head.safetensors"), convert_mask2former(head))
 
 
 def test_table_and_file_of_a_pretrained_vit(tool, dinov2, tmp_path):
@@ -294,7 +302,7 @@ def test_table_and_file_of_a_pretrained_vit(tool, dinov2, tmp_path):
     assert "ViT-CoMer has no norm after the last block" in printed
     weights, _ = read_weights(tmp_path / "vit.pth")
     assert weights["pos_embed"].shape == (1, 17, 48)
-    assert isinstance(ViTCoMerNet(**TINY).load_state_dict(weights, strict=False), tuple)
+    assert isinstance(make_network(**TINY).load_state_dict(weights, strict=False), tuple)
 
 
 TINY = dict(

@@ -9,8 +9,8 @@ import pytest
 import timm
 import torch
 
-from comer_d2.network import ViTCoMerNet
 from comer_d2.weights import load_pretrained
+from tests.networks import make_network
 from tests.weights.cases import branch_features, randomise, timm_features
 
 PAGE = Path(__file__).parents[2] / "docs" / "PRETRAINED.md"
@@ -79,7 +79,7 @@ def test_row(row, name, monkeypatch):
         parameter.data *= 0.2
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: model)
     num_heads = model.blocks[0].attn.num_heads
-    net = ViTCoMerNet(
+    net = make_network(
         embed_dim=model.embed_dim,
         num_heads=num_heads,
         depth=1,

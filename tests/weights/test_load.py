@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from comer_d2.network import ViTCoMerNet
 from comer_d2.weights import WeightsError, load_weights, to_official, write_weights
+from tests.networks import make_network
 
 SMALL = dict(
     embed_dim=24,
@@ -29,7 +29,7 @@ class Detector(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Module()
-        self.backbone.bottom_up = ViTCoMerNet(**SMALL)
+        self.backbone.bottom_up = make_network(**SMALL)
         self.backbone.fpn_lateral2 = nn.Conv2d(24, 8, 1)
         self.backbone.fpn_output2 = nn.Conv2d(8, 8, 3)
         self.roi_heads = nn.Module()
@@ -115,7 +115,7 @@ def test_the_authors_backbone_finds_its_place(
 def test_a_pretrained_vit_finds_its_place_and_is_not_for_evaluation(
     detector: Detector, trained: dict[str, Tensor]
 ) -> None:
-    prefix = "backbone.bottom_up."
+    prefix = "backbone.bottom_up.vit."
     vit = {
         name.removeprefix(prefix): value
         for name, value in part(
@@ -138,8 +138,8 @@ CHANGES = {
         r"1 missing: roi_heads\.box_head\.bias",
     ),
     "a block is missing": (
-        {"backbone.bottom_up.blocks.1.attn.qkv.weight": None},
-        r"1 missing: backbone\.bottom_up\.blocks\.1\.attn\.qkv\.weight",
+        {"backbone.bottom_up.vit.blocks.1.attn.qkv.weight": None},
+        r"1 missing: backbone\.bottom_up\.vit\.blocks\.1\.attn\.qkv\.weight",
     ),
     "half of the pyramid is missing": (
         {"backbone.fpn_output2.weight": None, "backbone.fpn_output2.bias": None},

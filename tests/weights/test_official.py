@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from comer_d2.network import ViTCoMerNet
 from comer_d2.weights import WeightsError, convert_official, official_arguments, to_official
 from comer_d2.weights.official import INDEX, OUTER_NORM, is_official, official_backbone
+from tests.networks import make_network, official_network
 
 BACKBONES = "[dsb]e*_tiny*.safetensors"  # detection, segmentation, BEiT
 DET = {
@@ -51,7 +51,7 @@ def official_state_dict() -> dict[str, torch.Tensor]:
 
 def own_weights(**arguments) -> dict[str, torch.Tensor]:
     """A small network of this project, nothing in it zero or one."""
-    weights = ViTCoMerNet(**(NETWORK | arguments)).state_dict()
+    weights = make_network(**(NETWORK | arguments)).state_dict()
     for tensor in weights.values():
         tensor.copy_(torch.randn(tensor.shape) if tensor.is_floating_point() else tensor)
     return weights
@@ -78,7 +78,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_every_wrapping(wrap):
     assert set(convert_official(wrap(official_state_dict()))) == {
         "level_embed",
-        "blocks.0.ls1.gamma",
+        "vit.blocks.0.ls1.gamma",
         "pyramid.stem.2.0.weight",
         "interactions.0.mrfp.convs.1.1.bias",
         "interactions.1.extra_cti.2.feature_interaction.ffn.ffn.dwconv.bias",
@@ -110,7 +110,7 @@ def test_another_model_is_an_error():
 def test_recognised_by_names():
     assert is_official(official_state_dict())
     assert is_official("backbone." + name for name in official_state_dict())
-    assert not is_official(ViTCoMerNet(**NETWORK).state_dict())
+    assert not is_official(make_network(**NETWORK).state_dict())
     assert not is_official(["blocks.0.norm1.weight", "patch_embed.proj.weight", "pos_embed"])
 
 
@@ -125,7 +125,7 @@ def test_there_and_back_is_the_identity(golden_path):
     config = json.loads(golden_path.with_suffix(".json").read_text())["config"]
     books = official_backbone(official)
     assert sum(p.elements for p in books.parts) == sum(t.numel() for t in official.values())
-    ViTCoMerNet(**official_arguments(config)).load_state_dict(books.tensors, strict=True)
+    official_network(config).load_state_dict(books.tensors, strict=True)
     unused = {part.source for part in books.parts if part.target is None}
     assert all(name.endswith(INDEX) or OUTER_NORM.fullmatch(name) for name in unused)
 
@@ -145,10 +145,16 @@ def test_there_and_back_is_the_identity(golden_path):
         {},
         dict(cnn_feature_interaction=[False, True]),
         dict(num_extra_cti=0),
-        dict(layer_scale_init=None, qkv_bias=False),
+        dict(layer_scale_init=None, qkv_bias="none"),
+        dict(cffn_ratio=None),
         dict(use_mrfp=[True, False], use_cti_to_v=[True, False]),
-        dict(use_rel_pos_bias=True, use_abs_pos=False, window_size=[2, 3]),
-        dict(use_rel_pos_bias=True, window_size=[2, 0], cnn_feature_interaction=False),
+        dict(use_rel_pos_bias=True, qkv_bias="qv", use_abs_pos=False, window_size=[2, 3]),
+        dict(
+            use_rel_pos_bias=True,
+            qkv_bias="qv",
+            window_size=[2, 0],
+            cnn_feature_interaction=False,
+        ),
         dict(in_chans=4, mlp_ratio=2.0, deform_ratio=0.25, cffn_ratio=0.5, mrfp_ratio=1.0),
     ],
     ids=str,
@@ -163,13 +169,13 @@ def test_back_and_there_is_the_identity(arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(num_prefix_tokens=1), "has no 'prefix_tokens'"),
-        (dict(pre_norm_eps=1e-5), "has no 'norm_pre.weight', 'norm_pre.bias'"),
-        (dict(mlp_type="swiglu"), "has no 'blocks.0.mlp.fc1_g.weight'"),
-        (dict(key_bias=False), "has no 'blocks.0.attn.q_bias'"),
+        (dict(num_prefix_tokens=1), "has no 'vit.prefix_tokens'"),
+        (dict(pre_norm_eps=1e-5), "has no 'vit.norm_pre.weight', 'vit.norm_pre.bias'"),
+        (dict(mlp="swiglu"), "has no 'vit.blocks.0.mlp.fc1_g.weight'"),
+        (dict(qkv_bias="qv"), "has no 'vit.blocks.0.attn.qkv.q_bias'"),
         (dict(use_mrfp=False), "interaction 0 has only one of MRFP and CTI to V"),
         (dict(mrfp_kernel_sizes=(3, 7)), "has shape (3, 1, 7, 7), not (3, 1, 5, 5)"),
-        (dict(pretrain_use_cls_token=False), "'pos_embed' has shape"),
+        (dict(pretrain_use_cls_token=False), "'vit.pos_embed' has shape"),
     ],
     ids=str,
 )
@@ -183,8 +189,8 @@ def mutations(weights):
     nan = weights["blocks.1.mlp.fc2.weight"].clone()
     nan[0, 0] = torch.nan
     return {
-        "missing": ("blocks.1.mlp.fc2.bias", None, "missing: 'blocks.1.mlp.fc2.bias'"),
-        "no depth": ("patch_embed.proj.weight", None, "'patch_embed.proj.weight' is missing"),
+        "missing": ("blocks.1.mlp.fc2.bias", None, "missing: 'vit.blocks.1.mlp.fc2.bias'"),
+        "no depth": ("patch_embed.proj.weight", None, "'vit.patch_embed.proj.weight' is missing"),
         "shape": (
             "interactions.1.cti_tov.attn.value_proj.bias",
             torch.zeros(7),
@@ -193,17 +199,25 @@ def mutations(weights):
         "transposed": (
             "blocks.0.mlp.fc1.weight",
             weights["blocks.0.mlp.fc1.weight"].t(),
-            "'blocks.0.mlp.fc1.bias' has shape (48,), not (12,)",
+            "'vit.blocks.0.mlp.fc1.bias' has shape (48,), not (12,)",
         ),
         "type": ("norm1.bias", torch.zeros(12, dtype=torch.long), "'out_norms.0.bias' is of torch"),
-        "nan": ("blocks.1.mlp.fc2.weight", nan, "'blocks.1.mlp.fc2.weight' has NaN or infinite"),
+        "nan": (
+            "blocks.1.mlp.fc2.weight",
+            nan,
+            "'vit.blocks.1.mlp.fc2.weight' has NaN or infinite",
+        ),
         "twice": (
             "interactions.0.injector.gamma",
             torch.zeros(12),
             "two tensors stand for 'interactions.0.cti_to_v.gamma'",
         ),
-        "unexpected": ("blocks.5.norm1.bias", torch.zeros(12), "missing: 'blocks.1.norm1.weight'"),
-        "positions": ("pos_embed", torch.zeros(1, 6, 12), "'pos_embed' has shape (1, 6, 12)"),
+        "unexpected": (
+            "blocks.5.norm1.bias",
+            torch.zeros(12),
+            "missing: 'vit.blocks.1.norm1.weight'",
+        ),
+        "positions": ("pos_embed", torch.zeros(1, 6, 12), "'vit.pos_embed' has shape (1, 6, 12)"),
     }
 
 
@@ -215,13 +229,13 @@ def test_a_damaged_checkpoint_is_an_error(kind):
     if value is None:
         del official[name]
     if kind == "unexpected":
-        message = "missing: 'blocks."
+        message = "missing: 'vit.blocks."
     with pytest.raises(WeightsError, match=re.escape(message)):
         official_backbone(official)
 
 
 def test_foreign_relative_positions_are_an_error():
-    official = to_official(own_weights(use_rel_pos_bias=True))
+    official = to_official(own_weights(use_rel_pos_bias=True, qkv_bias="qv"))
     name = "blocks.0" + INDEX
     official[name] = official[name].flip(0)
     with pytest.raises(WeightsError, match=rf"'backbone\.{name}' of shape \(4, 4\) is not the rel"):
@@ -230,10 +244,10 @@ def test_foreign_relative_positions_are_an_error():
 
 def test_arguments_of_the_detection_network():
     arguments = official_arguments(DET)
-    assert arguments["window_size"] == [3, 0]
+    assert arguments["vit"]["window_size"] == [3, 0]
     assert arguments["cnn_feature_interaction"] is False  # the authors' default in detection
     assert (arguments["vit_features"], arguments["mrfp_ratio"]) == ("last", 0.5)
-    ViTCoMerNet(**arguments)
+    official_network(DET)
 
 
 def test_defaults_of_the_segmentation_network():

@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file
 
 from comer_d2.heads.upernet import UPerNetHead
-from comer_d2.network import ViTCoMerNet
 from comer_d2.weights import (
     WeightsError,
     convert_official_detector,
@@ -36,6 +35,7 @@ from comer_d2.weights.official_models import (
     read_official,
     write_official,
 )
+from tests.networks import make_network
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -50,7 +50,7 @@ def detector():
 @pytest.fixture
 def segmentor():
     """A tiny UPerNet by MMSegmentation's names."""
-    backbone = ViTCoMerNet(
+    backbone = make_network(
         embed_dim=12,
         depth=4,
         num_heads=3,
@@ -173,7 +173,7 @@ def test_books_and_report(detector):
         ),
         ("neck.fpn_convs.2.conv.weight", None, "missing: 'backbone.fpn_output4.weight'"),
         ("neck.lateral_convs.0.conv.weight", None, "'backbone.fpn_lateral2.weight' is missing"),
-        ("backbone.blocks.0.norm1.bias", None, "missing: 'blocks.0.norm1.bias'"),
+        ("backbone.blocks.0.norm1.bias", None, "missing: 'vit.blocks.0.norm1.bias'"),
         ("backbone.level_embed", None, "missing: 'level_embed'"),
         ("roi_head.bbox_head.fc_cls.bias", torch.zeros(5), "has shape (5,), not (6,)"),
         ("roi_head.bbox_head.fc_reg.weight", torch.zeros(4, 24), "has shape (4, 24), not (20, 24)"),

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from timm.models import _builder
 
-from comer_d2.network import ViTCoMerNet
 from comer_d2.weights import WeightsError, load_pretrained, load_weights
 from comer_d2.weights.pretrained import from_timm_model
+from tests.networks import make_network
 from tests.weights.cases import CASES, make_net, make_timm, randomise
 
 MODEL_ID = "vit_tiny_patch16_224.augreg_in21k"
@@ -49,11 +49,12 @@ def test_from_the_hubs_cache(cache):
     weights = timm.create_model(MODEL_ID).state_dict()
     weights = {name: torch.randn_like(tensor) for name, tensor in weights.items()}
     put(cache, config.hf_hub_id, weights)
-    net = ViTCoMerNet(**TINY)
+    net = make_network(**TINY)
     report = load_weights(net, f"timm:{MODEL_ID}")
     for name, tensor in net.state_dict().items():
-        if name.startswith(("blocks", "patch_embed")) and ".ls" not in name:
-            assert torch.equal(tensor, weights[name]), name
+        inner = name.removeprefix("vit.")
+        if inner.startswith(("blocks", "patch_embed")) and ".ls" not in name:
+            assert torch.equal(tensor, weights[inner]), name
     assert report.source == f"timm:{MODEL_ID}"
     assert report.source_elements == sum(t.numel() for t in weights.values())
 
@@ -69,12 +70,12 @@ def test_timm_says_where_an_id_is(monkeypatch):
 
     monkeypatch.setattr(_builder, "load_state_dict_from_hf", load_state_dict_from_hf)
     dinov3 = dict(use_abs_pos=False, rope="dinov3", layer_norm_eps=1e-5, num_prefix_tokens=5)
-    net = ViTCoMerNet(**TINY | dinov3)
+    net = make_network(**TINY | dinov3)
     model_id = "vit_tiny_patch16_dinov3_qkvb.eupe_lvd1689m"
     load_pretrained(net, f"timm:{model_id}")
     assert asked == [timm.get_pretrained_cfg(model_id).hf_hub_id]
-    assert torch.equal(net.blocks[11].mlp.fc2.weight, original["blocks.11.mlp.fc2.weight"])
-    assert torch.equal(net.prefix_tokens[:, 1:], original["reg_token"])
+    assert torch.equal(net.vit.blocks[11].mlp.fc2.weight, original["blocks.11.mlp.fc2.weight"])
+    assert torch.equal(net.vit.prefix_tokens[:, 1:], original["reg_token"])
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_timm_says_where_an_id_is(monkeypatch):
     ],
 )
 def test_without_a_network(cache, model_id, message):
-    net = ViTCoMerNet(**TINY)
+    net = make_network(**TINY)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with pytest.raises(WeightsError, match=message):
         load_weights(net, f"timm:{model_id}")
@@ -98,7 +99,7 @@ def test_without_a_network(cache, model_id, message):
 
 def test_sha256_is_for_files():
     with pytest.raises(WeightsError, match="sha256 is for files"):
-        load_pretrained(ViTCoMerNet(**TINY), f"timm:{MODEL_ID}", sha256="0" * 64)
+        load_pretrained(make_network(**TINY), f"timm:{MODEL_ID}", sha256="0" * 64)
 
 
 SMALL = dict(embed_dim=48, depth=1, num_heads=3, img_size=64, num_classes=0)
@@ -108,7 +109,7 @@ DIFFERENT = {
     "activation": (
         "vit_base_patch16_224",
         SMALL | dict(act_layer="gelu_tanh"),
-        "mlp_activation is 'gelu_tanh', not 'gelu'",
+        "mlp is 'gelu_tanh', not 'gelu'",
     ),
     "norms of q and k": (
         "vit_base_patch16_224",
@@ -142,7 +143,7 @@ def test_another_number_of_heads_is_noticed():
     """It does not show in the shapes."""
     pretraining = from_timm_model(make_timm(CASES["deit"]), None, "timm")
     assert pretraining.computation["num_heads"] == 3
-    net = ViTCoMerNet(**TINY | dict(num_heads=6))
+    net = make_network(**TINY | dict(num_heads=6))
     source = timm.create_model("vit_tiny_patch16_224").state_dict()
     with pytest.raises(WeightsError, match="num_heads: the weights need 3, the network has 6"):
         load_pretrained(net, source)

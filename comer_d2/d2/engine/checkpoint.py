@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from detectron2.utils.file_io import PathManager
-from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 from ...weights import WeightsError, load_weights, read_weights
@@ -187,19 +186,3 @@ def load_checkpoint(
         raise UserError(f"checkpoint {e}") from e
     logger.info("%s", report)
     return rest
-
-
-def forget_pretrained(model: DictConfig | ListConfig) -> None:
-    """Clear every ``pretrained`` in a model's config: a checkpoint will give it all its weights.
-
-    Args:
-        model: config of a model that is about to be built; changed in place.
-    """
-    keys = list(model) if isinstance(model, DictConfig) else range(len(model))
-    for key in keys:
-        if OmegaConf.is_interpolation(model, key) or OmegaConf.is_missing(model, key):
-            continue
-        if key == "pretrained":
-            model[key] = None
-        elif isinstance(model[key], (DictConfig, ListConfig)):
-            forget_pretrained(model[key])

@@ -43,15 +43,22 @@ def check_ready(cfg: DictConfig, *, eval_only: bool, resume: bool) -> CheckedDat
             missing = (_missing_dataset(name, split) for name in dataset_names(cfg, split))
             problems += [problem for problem in missing if problem and problem not in problems]
     last = CheckpointFolder(cfg.train.output_dir).last()
-    init = cfg.train.init_checkpoint
+    init = init_checkpoints(cfg)
     if eval_only and not init and not (resume and last):
         problems.append(
             "no weights to evaluate: set train.init_checkpoint=PATH"
             + ("; --resume finds no checkpoint in " + cfg.train.output_dir if resume else "")
         )
-    named = init.startswith(TIMM) or "://" in init
-    if init and not named and not os.path.isfile(init):
-        problems.append(f"train.init_checkpoint='{init}' does not exist (looked in {os.getcwd()})")
+    for path in init:
+        if not path.startswith(TIMM) and "://" not in path and not os.path.isfile(path):
+            problems.append(
+                f"train.init_checkpoint='{path}' does not exist (looked in {os.getcwd()})"
+            )
+    if len(init) > 1 and (eval_only or cfg.train.init_sha256):
+        problems.append(
+            "several train.init_checkpoint are for training from the parts of a model: evaluate "
+            "one, and check the SHA-256 of one"
+        )
     if last and not eval_only and not resume:
         problems.append(
             f"train.output_dir='{cfg.train.output_dir}' holds a run already ({last}): continue it "
@@ -60,6 +67,14 @@ def check_ready(cfg: DictConfig, *, eval_only: bool, resume: bool) -> CheckedDat
     if problems:
         raise UserError("\n".join(problems))
     return dataset
+
+
+def init_checkpoints(cfg: DictConfig) -> list[str]:
+    """What ``train.init_checkpoint`` names: nothing, one or several."""
+    init = cfg.train.init_checkpoint
+    if not init:
+        return []
+    return [init] if isinstance(init, str) else list(init)
 
 
 def dataset_names(cfg: DictConfig, split: str) -> list[str]:

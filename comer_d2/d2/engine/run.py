@@ -27,8 +27,8 @@ from ..data.kind import CheckedDataset
 from ..errors import Interrupted, TrainingError, UserError
 from ..modeling.images import refuse_to_cut
 from .best_model import BestModel
-from .checkpoint import CheckpointFolder, forget_pretrained, load_checkpoint
-from .checks import build, check_classes
+from .checkpoint import CheckpointFolder, load_checkpoint
+from .checks import build, check_classes, init_checkpoints
 from .config import load_config, settle_device
 from .evaluation import evaluate
 from .hooks import Checkpoints, Evaluation
@@ -121,7 +121,6 @@ def evaluate_only(cfg: DictConfig, resume_last: bool = False) -> dict[str, Any]:
     path = CheckpointFolder(cfg.train.output_dir).last() if resume_last else None
     loader = build(cfg, "dataloader.test")
     check_classes(cfg, "test")
-    forget_pretrained(cfg.model)
     model = build_model(cfg)
     if path:
         state = load_checkpoint(model, path, complete=True)
@@ -139,8 +138,6 @@ def train(cfg: DictConfig, resume_run: bool = False) -> dict[str, Any]:
     """
     folder = CheckpointFolder(cfg.train.output_dir, cfg.train.checkpointer.get("max_to_keep"))
     last = folder.last() if resume_run else None
-    if last:
-        forget_pretrained(cfg.model)
     if comm.is_main_process():
         remove_half_written(cfg.train.output_dir)
     with InterruptFlag() as interrupt:
@@ -237,15 +234,18 @@ def build_trainer(
 
 
 def initialize(cfg: DictConfig, model: nn.Module, *, complete: bool) -> dict[str, Any]:
-    """Load train.init_checkpoint into a model; see `load_checkpoint`."""
-    return load_checkpoint(
-        model,
-        cfg.train.init_checkpoint,
-        complete=complete,
-        family=cfg.train.init_family,
-        allow=cfg.train.init_allow,
-        sha256=cfg.train.init_sha256,
-    )
+    """Load train.init_checkpoint, or each of several, into a model; see `load_checkpoint`."""
+    rest: dict[str, Any] = {}
+    for source in init_checkpoints(cfg):
+        rest = load_checkpoint(
+            model,
+            source,
+            complete=complete,
+            family=cfg.train.init_family,
+            allow=cfg.train.init_allow,
+            sha256=cfg.train.init_sha256,
+        )
+    return rest
 
 
 def _resume_command() -> str:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .positions import sine_encoding
+from ...layers.positions import sine_encoding
 
 LOGIT_EPS = 1e-3
 BOX_TEMPERATURE = 10000

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...layers.levels import Levels
-from .positions import sine_encoding
+from ...layers.positions import sine_encoding
 
 POSITION_TEMPERATURE = 20
 PROPOSAL_SIDE = 0.05  # of the image, on the finest level

@@ -4,12 +4,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...layers.attention import MultiheadAttention
+from ...layers.deform_attn import MSDeformAttn
 from ...layers.levels import Levels
 from ...layers.linear import Linear
-from .attention import MultiheadAttention
 from .boxes import encode_boxes, inverse_sigmoid
 from .canvas import Canvas
-from .deform_attn import MSDeformAttn
 from .predictors import Prediction, bbox_embed, class_embed
 
 

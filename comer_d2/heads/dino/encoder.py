@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...layers.deform_attn import MSDeformAttn
 from ...layers.levels import Levels
 from ...layers.linear import Linear
 from .canvas import Canvas
-from .deform_attn import MSDeformAttn
 
 
 class DINOEncoder(nn.Module):

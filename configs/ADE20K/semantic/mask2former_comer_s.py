@@ -11,7 +11,7 @@ from ...common.schedule import poly
 from ...common.train import train
 
 mask2former_size(model, "S")
-model.backbone.pretrain_img_size = 592  # 37 x 37 positions: DINOv2's 518 / 14, at patch 16
+model.backbone.vit.pretrain_img_size = 592  # 37 x 37 positions: DINOv2's 518 / 14, at patch 16
 
 optimizer.lr = 1e-4  # for a batch of 16
 optimizer.weight_decay = 0.05

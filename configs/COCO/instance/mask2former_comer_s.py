@@ -11,7 +11,7 @@ from ...common.schedule import steps
 from ...common.train import train
 
 detection_size(model, "S")
-model.backbone.pretrain_img_size = 592  # 37 x 37 positions: DINOv2's 518 / 14, at patch 16
+model.backbone.vit.pretrain_img_size = 592  # 37 x 37 positions: DINOv2's 518 / 14, at patch 16
 model.sem_seg_head.predictor.num_classes = 80
 model.tasks = ["instance"]
 

@@ -25,7 +25,7 @@ def dino_size(model, size):
     """Gives backbone and neck one of the sizes; the transformer is the same for all."""
     comer_size(model.backbone, size)
     neck = model.head.neck
-    neck.in_channels = [model.backbone.embed_dim] * len(neck.in_features)
+    neck.in_channels = [model.backbone.vit.embed_dim] * len(neck.in_features)
 
 
 def five_scales(model):

@@ -36,33 +36,34 @@ def head_width(model, width):
 def mask2former_size(model, size):
     """Semantic segmentation: the segmentation variant of the backbone."""
     segmentation_comer(model.backbone, size)
-    model.sem_seg_head.pixel_decoder.in_channels = [model.backbone.embed_dim] * 4
+    model.sem_seg_head.pixel_decoder.in_channels = [model.backbone.vit.embed_dim] * 4
 
 
 def detection_size(model, size):
     """Instances and segments: the detection variant, whose windows suit images of 1024 and more."""
     comer_size(model.backbone, size)
-    model.backbone.update(window_size=14, vit_features="last", mrfp_ratio=0.5)
-    model.sem_seg_head.pixel_decoder.in_channels = [model.backbone.embed_dim] * 4
+    model.backbone.update(vit_features="last", mrfp_ratio=0.5)
+    model.backbone.vit.window_size = 14
+    model.sem_seg_head.pixel_decoder.in_channels = [model.backbone.vit.embed_dim] * 4
     model.views = None
     if size == "L":  # as Mask2Former's Swin-L
         model.sem_seg_head.predictor.num_queries = 200
-        model.backbone.pretrain_img_size = 384  # 24 x 24 positions: AugReg's, ImageNet-22K
+        model.backbone.vit.pretrain_img_size = 384  # 24 x 24 positions: AugReg's, ImageNet-22K
         model.pixel_mean = model.pixel_std = [127.5, 127.5, 127.5]  # AugReg's input, -1 to 1
 
 
 def beit_large(model, side):
     """The authors' size L on BEiTv2 for crops of `side`: relative positions over the whole crop."""
     mask2former_size(model, "L")
-    model.backbone.update(
+    model.backbone.vit.update(
         use_abs_pos=False,
         use_rel_pos_bias=True,
+        qkv_bias="qv",
         window_size=side // 16,
         window_block_indexes=None,  # every block: one window is the crop
         layer_scale_init=1e-6,
-        gate_init=1e-6,
-        use_act_checkpoint=True,
     )
+    model.backbone.update(gate_init=1e-6, use_act_checkpoint=True)
     head_width(model, 1024)
     model.sem_seg_head.predictor.update(num_queries=200, ffn_dim=4096)
     model.views.update(window=(side, side), stride=(512, 512))

@@ -9,6 +9,7 @@ from detectron2.config import LazyCall as L
 
 from comer_d2.d2.modeling.backbone import ViTCoMer
 from comer_d2.d2.modeling.generalized_rcnn import GeneralizedRCNN
+from comer_d2.network import ViT
 
 from .sizes import comer_size
 
@@ -21,8 +22,7 @@ model.pixel_std = _constants.imagenet_rgb256_std
 model.input_format = "RGB"
 
 model.backbone.bottom_up = L(ViTCoMer)(
-    window_size=14,
-    pretrain_img_size=224,
+    vit=L(ViT)(window_size=14, pretrain_img_size=224, draw_weights=False),
     use_act_checkpoint=False,
     norm="SyncBN",
     out_features=["res2", "res3", "res4", "res5"],

@@ -37,9 +37,9 @@ def vit_size(vit, size):
 
 def comer_size(comer, size):
     """Gives a ViT-CoMer one of the sizes. Its interactions share out the blocks evenly."""
-    vit_size(comer, size)
+    vit_size(comer.vit, size)
     comer.update(COMER[size])
-    per_stage = comer.depth // NUM_INTERACTIONS
+    per_stage = comer.vit.depth // NUM_INTERACTIONS
     comer.interaction_indexes = [
         [i * per_stage, (i + 1) * per_stage - 1] for i in range(NUM_INTERACTIONS)
     ]

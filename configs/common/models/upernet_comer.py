@@ -23,8 +23,8 @@ def segmentation_comer(comer, size):
     Every block is global, and the ViT features of all four stages are used.
     """
     comer_size(comer, size)
-    comer.window_size = 0
-    comer.window_block_indexes = []
+    comer.vit.window_size = 0
+    comer.vit.window_block_indexes = []
     comer.vit_features = "stages"
     comer.mrfp_ratio = MRFP_RATIO[size]
 
@@ -32,7 +32,7 @@ def segmentation_comer(comer, size):
 def upernet_size(model, size):
     """Gives UPerNet on ViT-CoMer one of the sizes."""
     segmentation_comer(model.backbone, size)
-    model.sem_seg_head.in_channels = [model.backbone.embed_dim] * 4
+    model.sem_seg_head.in_channels = [model.backbone.vit.embed_dim] * 4
 
 
 model = L(SemanticSegmentor)(

@@ -34,9 +34,9 @@ def hyperparameters(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, tupl
 
 def expected_lr_scale(name: str, decay: float) -> float:
     """By the names that a ViT of 12 blocks has under an FPN; nothing else is scaled."""
-    if re.match(r"backbone\.bottom_up\.(pos_embed$|patch_embed\.)", name):
+    if re.match(r"backbone\.bottom_up\.vit\.(pos_embed$|patch_embed\.)", name):
         return decay**13
-    if block := re.match(r"backbone\.bottom_up\.blocks\.(\d+)\.", name):
+    if block := re.match(r"backbone\.bottom_up\.vit\.blocks\.(\d+)\.", name):
         return decay ** (12 - int(block[1]))
     return 1.0
 
@@ -73,8 +73,8 @@ def test_the_kinds_by_name() -> None:
     """The same by hand, for one parameter of each kind: (power of the layer decay, decayed)."""
     model, optimizer = built("mask_rcnn_comer_s_1x.py")
     found = hyperparameters(optimizer)
-    vit = "backbone.bottom_up."
-    interaction = f"{vit}interactions.0."
+    comer = "backbone.bottom_up."
+    vit, interaction = f"{comer}vit.", f"{comer}interactions.0."
     expected = {
         f"{vit}pos_embed": (13, False),
         f"{vit}patch_embed.proj.weight": (13, True),
@@ -83,12 +83,12 @@ def test_the_kinds_by_name() -> None:
         f"{vit}blocks.0.ls1.gamma": (12, False),
         f"{vit}blocks.11.mlp.fc2.weight": (1, True),
         f"{vit}blocks.11.norm2.weight": (1, False),
-        f"{vit}level_embed": (0, True),
-        f"{vit}upsample.weight": (0, True),
-        f"{vit}out_norms.0.weight": (0, False),
+        f"{comer}level_embed": (0, True),
+        f"{comer}upsample.weight": (0, True),
+        f"{comer}out_norms.0.weight": (0, False),
         f"{interaction}cti_to_v.gamma": (0, False),
         f"{interaction}cti_to_v.attn.value_proj.weight": (0, True),
-        f"{interaction}cti_to_v.attn.sampling_offsets.bias": (0, False),
+        f"{interaction}cti_to_v.attn.sampling.bias": (0, False),
         f"{interaction}mrfp.fc1.weight": (0, True),
         "backbone.fpn_lateral2.weight": (0, True),
         "roi_heads.box_predictor.cls_score.weight": (0, True),
@@ -111,7 +111,7 @@ def test_blocks_are_counted_in_any_backbone() -> None:
     """L has 24 blocks; the plain ViT's are under `backbone.net`."""
     model, optimizer = built("mask_rcnn_comer_l_1x.py")
     found = hyperparameters(optimizer)
-    blocks = model.backbone.bottom_up.blocks
+    blocks = model.backbone.bottom_up.vit.blocks
     assert found[blocks[0].attn.qkv.weight][0] == pytest.approx(1e-4 * 0.8**24)
     assert found[blocks[23].attn.qkv.weight][0] == pytest.approx(1e-4 * 0.8)
 

@@ -1,13 +1,13 @@
 """ViTCoMer as Detectron2 sees it: shapes, padding, and the heads it feeds."""
 
-import inspect
 from typing import Any
 
 import pytest
 import torch
 from detectron2 import model_zoo
 from detectron2.config import instantiate
-from detectron2.modeling import FPN, ViT
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import FPN
 from detectron2.modeling import SimpleFeaturePyramid as Detectron2Pyramid
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.meta_arch import SemanticSegmentor
@@ -17,9 +17,9 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 import comer_d2
-from comer_d2.d2.modeling.backbone import ViTCoMer
+from comer_d2.d2.modeling.backbone import PlainViT, ViTCoMer
 from comer_d2.d2.modeling.simple_feature_pyramid import SimpleFeaturePyramid
-from comer_d2.network import ViTCoMerNet
+from tests.networks import make_network
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 TINY = {  # every part, few channels
@@ -35,7 +35,7 @@ TINY = {  # every part, few channels
 
 
 def tiny(**arguments: Any) -> ViTCoMer:
-    return ViTCoMer(**{**TINY, **arguments})
+    return make_network(ViTCoMer, **{**TINY, **arguments})
 
 
 def image_record(height: int, width: int, **gt: Any) -> dict[str, Any]:
@@ -47,16 +47,15 @@ def test_public_name_is_this_class() -> None:
 
 
 def test_parameters_and_keys_are_the_networks() -> None:
-    network = ViTCoMerNet(**TINY)
+    network = make_network(**TINY)
     assert list(tiny().state_dict()) == list(network.state_dict())
 
 
-def test_signature_names_the_networks_arguments() -> None:
-    own = {"out_features", "norm", "square_pad", "pretrained", "pretrained_family"}
-    network = set(inspect.signature(ViTCoMerNet).parameters) - {"norm_layer"}
-    assert set(inspect.signature(ViTCoMer).parameters) == own | network
-    with pytest.raises(TypeError, match="no_such"):
-        tiny(no_such=1)
+def test_any_norm_of_detectron2_by_its_name() -> None:
+    norms = {type(m) for m in tiny(norm="FrozenBN").modules() if "Norm" in type(m).__name__}
+    assert norms == {FrozenBatchNorm2d, nn.LayerNorm}
+    with pytest.raises(ValueError, match="norm 'Batch' is none that Detectron2 knows"):
+        tiny(norm="Batch")
 
 
 def test_output_shape_is_what_forward_returns() -> None:
@@ -171,7 +170,7 @@ def test_semantic_head_directly_on_the_backbone() -> None:
 
 
 def pyramid(cls: type, square_pad: int = 0) -> nn.Module:
-    vit = ViT(img_size=64, embed_dim=32, depth=1, num_heads=2, window_size=14)
+    vit = PlainViT(embed_dim=32, depth=1, num_heads=2, window_block_indexes=[0])
     return cls(
         vit,
         "last_feat",

@@ -95,7 +95,7 @@ def test_a_model_of_size_s(head: str) -> None:
     subnets = 8 * (256 * 256 * 9 + 2 * 256)
     outputs = 80 + (4 + 1 if head == "atss" else 4 * 17)
     assert heads == pyramid + subnets + outputs * (256 * 9 + 1) + 5
-    assert cfg.model.backbone.bottom_up.drop_path_rate == {"atss": 0.1, "gfl": 0.2}[head]
+    assert cfg.model.backbone.bottom_up.vit.drop_path_rate == {"atss": 0.1, "gfl": 0.2}[head]
     assert cfg.optimizer.params.lr_decay_rate == 1.0
     assert not cfg.dataloader.train.mapper.use_instance_mask
 

@@ -13,13 +13,15 @@ from torch.multiprocessing.spawn import spawn
 from comer_d2.d2.modeling import norm as norm_module
 from comer_d2.d2.modeling.backbone import ViTCoMer
 from comer_d2.d2.modeling.norm import GlooSyncBatchNorm, norm_layer
+from tests.networks import make_network
 
 PROCESSES = 2
 CHANNELS = 8
 
 
 def tiny(norm: str) -> ViTCoMer:
-    return ViTCoMer(
+    return make_network(
+        ViTCoMer,
         embed_dim=32,
         depth=2,
         num_heads=2,

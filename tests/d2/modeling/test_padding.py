@@ -28,13 +28,15 @@ from comer_d2.heads.mask_decoder import MaskedTransformerDecoder
 from comer_d2.heads.matcher import HungarianMatcher
 from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder
 from comer_d2.heads.upernet import UPerNetHead
+from tests.networks import make_network
 
 MEAN, STD = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
 NUM_CLASSES = 4
 
 
 def backbone() -> ViTCoMer:
-    return ViTCoMer(
+    return make_network(
+        ViTCoMer,
         embed_dim=32,
         depth=2,
         num_heads=2,

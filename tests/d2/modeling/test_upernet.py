@@ -32,7 +32,7 @@ def test_parameters_are_the_published_ones(size: str, whole: float, backbone: fl
         model = instantiate(cfg.model)
     assert round(count(model) / 1e6, 2) == whole
     assert round(count(model.backbone) / 1e6, 2) == backbone
-    assert {block.attn.window_size for block in model.backbone.blocks} == {0}
+    assert {block.attn.window_size for block in model.backbone.vit.blocks} == {0}
     assert model.backbone.vit_features == "stages"
     # Kernels counted by hand for D channels: laterals, pyramid, pooling, two fusions, classifier.
     d = model.backbone.embed_dim
@@ -104,7 +104,8 @@ def test_pyramid_pooling_sees_the_whole_map() -> None:
 
 def test_a_config_trains_a_step_and_predicts() -> None:
     cfg = LazyConfig.load(str(CONFIGS / "ADE20K/semantic/upernet_comer_t.py"))
-    cfg.model.backbone.update(depth=4, interaction_indexes=[[i, i] for i in range(4)])
+    cfg.model.backbone.vit.depth = 4
+    cfg.model.backbone.interaction_indexes = [[i, i] for i in range(4)]
     cfg.model.sem_seg_head.channels = 32
     cfg.model.views.window = cfg.model.views.stride = (64, 64)
     model = instantiate(cfg.model)

@@ -2,6 +2,6 @@
 
 from ..common.models.sizes import vit_size
 from .dino_comer_b_12ep import dataloader, lr_multiplier, optimizer, train
-from .dino_vitdet_s_12ep import model
+from .dino_vit_s_12ep import model
 
 vit_size(model.backbone.net, "B")

@@ -1,6 +1,6 @@
 """The plain ViT-S under DINO; see dino_comer_s_12ep.py."""
 
-from ..common.models.dino_vitdet import model
+from ..common.models.dino_vit import model
 from ..common.models.sizes import vit_size
 from .dino_comer_s_12ep import dataloader, lr_multiplier, optimizer, train
 

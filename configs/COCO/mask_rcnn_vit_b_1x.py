@@ -2,6 +2,6 @@
 
 from ..common.models.sizes import vit_size
 from .mask_rcnn_comer_b_1x import dataloader, lr_multiplier, optimizer, train
-from .mask_rcnn_vitdet_s_1x import model
+from .mask_rcnn_vit_s_1x import model
 
 vit_size(model.backbone.net, "B")

@@ -1,0 +1,71 @@
+"""Positions: sine encodings, and learned tables resized to other maps."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .levels import map_to_tokens
+
+
+def sine_encoding(x: Tensor, dim: int, temperature: float) -> Tensor:
+    """Sines and cosines of numbers at several frequencies.
+
+    Args:
+        x: (...), in radians.
+        dim: channels C, even: a pair is sine and cosine at one frequency.
+        temperature: the frequencies go from 1 down to nearly its inverse.
+
+    Returns:
+        (..., C).
+    """
+    pairs = torch.arange(dim // 2, device=x.device, dtype=x.dtype)
+    angle = x[..., None] / temperature ** (2 * pairs / dim)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)
+
+
+def sine_position_encoding(height: int, width: int, dim: int, device: torch.device) -> Tensor:
+    """Position encoding of a map: half of the channels for y, half for x.
+
+    Positions count from 1 and are scaled to 2 pi over the map; a channel pair is the sine and the
+    cosine of the position at one of ``dim / 4`` frequencies, from 1 down to 1/10000.
+
+    Args:
+        height: rows H.
+        width: columns W.
+        dim: channels C, a multiple of 4.
+        device: of the result.
+
+    Returns:
+        (H*W, C) float32.
+    """
+
+    def axis(size: int) -> Tensor:
+        position = torch.arange(1, size + 1, device=device, dtype=torch.float32)
+        return sine_encoding(position / (size + 1e-6) * (2 * math.pi), dim // 2, 10000)
+
+    y = axis(height)[:, None].expand(-1, width, -1)
+    x = axis(width)[None].expand(height, -1, -1)
+    return torch.cat([y, x], dim=-1).flatten(0, 1)
+
+
+def resize_position_table(table: Tensor, height: int, width: int) -> Tensor:
+    """Resizes a square position table to a grid.
+
+    Bicubic, ``align_corners=False``, no antialiasing: the resampling of the released weights.
+
+    Args:
+        table: (1, G*G, D), rows of a G x G grid.
+        height: rows of the new grid.
+        width: columns of the new grid.
+
+    Returns:
+        (1, height*width, D).
+    """
+    grid = round(table.shape[1] ** 0.5)
+    if (grid, grid) == (height, width):
+        return table
+    table = table.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+    table = F.interpolate(table, size=(height, width), mode="bicubic", align_corners=False)
+    return map_to_tokens(table)
