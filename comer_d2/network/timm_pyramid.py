@@ -122,6 +122,16 @@ class TimmPyramid(nn.Module):
         return result
 
 
+def channels_of(name: str) -> dict[str, int]:
+    """Channels C_i of a timm model's maps by their names, without making it.
+
+    Raises:
+        ValueError: as :class:`TimmPyramid`.
+    """
+    with torch.device("meta"):
+        return TimmPyramid(name).channels
+
+
 def check_name(name: str) -> None:
     """Checks that timm has a model and that it works at any image size.
 

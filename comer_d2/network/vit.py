@@ -90,18 +90,36 @@ class Block(nn.Module):
         self.ls2 = layer_scale(dim, layer_scale_init)
         self.drop_path2 = DropPath(drop_path)
 
-    def forward(self, x: Tensor, height: int, width: int, rope: Tensor | None = None) -> Tensor:
-        """Tokens (B, P + height*width, D) -> tokens of the same shape."""
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), height, width, rope)))
+    def forward(
+        self,
+        x: Tensor,
+        height: int,
+        width: int,
+        rope: Tensor | None = None,
+        allowed: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens (B, P + height*width, D) -> tokens of the same shape.
+
+        ``rope`` and ``allowed`` are those of :class:`~comer_d2.network.vit_attention.Attention`.
+        """
+        attended = self.attn(self.norm1(x), height, width, rope, allowed)
+        x = x + self.drop_path1(self.ls1(attended))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
 class PostNormBlock(Block):
     """A block whose norms follow the sums, as BERT's do: that of the first Uni-Perceiver."""
 
-    def forward(self, x: Tensor, height: int, width: int, rope: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        height: int,
+        width: int,
+        rope: Tensor | None = None,
+        allowed: Tensor | None = None,
+    ) -> Tensor:
         """Tokens (B, P + height*width, D) -> tokens of the same shape."""
-        x = self.norm1(x + self.drop_path1(self.ls1(self.attn(x, height, width, rope))))
+        x = self.norm1(x + self.drop_path1(self.ls1(self.attn(x, height, width, rope, allowed))))
         return self.norm2(x + self.drop_path2(self.ls2(self.mlp(x))))
 
 

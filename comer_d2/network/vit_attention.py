@@ -77,7 +77,14 @@ class Attention(nn.Module):
         self.norm = nn.Identity() if sub_norm_eps is None else nn.LayerNorm(dim, sub_norm_eps)
         self.proj = Linear(dim, dim)
 
-    def forward(self, x: Tensor, height: int, width: int, rope: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        height: int,
+        width: int,
+        rope: Tensor | None = None,
+        allowed: Tensor | None = None,
+    ) -> Tensor:
         """Tokens (B, P + height*width, D) -> tokens of the same shape.
 
         Args:
@@ -85,14 +92,21 @@ class Attention(nn.Module):
             height: rows of the map.
             width: columns of the map.
             rope: (height*width, 2*d) sines, then cosines, of rotary positions; d channels a head.
+            allowed: (B, 1, N, N) bool, which tokens see which, where attention is global; ``None``:
+                all see all.
+
+        Raises:
+            ValueError: for ``allowed`` in windows.
         """
+        if self.window_size and allowed is not None:
+            raise ValueError("allowed is for global attention, not for windows")
         qkv = self.qkv(x)
         if rope is not None:
             qkv = self.rotate(qkv, rope)
         if self.window_size:
             x = self.attend_in_windows(qkv, height, width)
         else:
-            x = attend(qkv, self.num_heads)
+            x = attend(qkv, self.num_heads, allowed)
         return self.proj(self.norm(x))
 
     def rotate(self, qkv: Tensor, rope: Tensor) -> Tensor:
@@ -162,8 +176,20 @@ class RelativePositionAttention(Attention):
             index = relative_position_index(window_size, window_size, class_token=class_token)
             self.register_buffer("relative_position_index", index, persistent=False)
 
-    def forward(self, x: Tensor, height: int, width: int, rope: Tensor | None = None) -> Tensor:
-        """Tokens (B, P + height*width, D) -> tokens of the same shape; ``rope`` must be ``None``."""
+    def forward(
+        self,
+        x: Tensor,
+        height: int,
+        width: int,
+        rope: Tensor | None = None,
+        allowed: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens (B, P + height*width, D) -> tokens of the same shape.
+
+        ``rope`` and ``allowed`` must be ``None``.
+        """
+        if rope is not None or allowed is not None:
+            raise ValueError("attention with relative positions takes neither rope nor allowed")
         qkv = self.qkv(x)
         if not self.window_size:
             x = attend(qkv, self.num_heads, self.map_bias(height, width))
@@ -204,7 +230,7 @@ class RelativePositionAttention(Attention):
 def attend(
     qkv: Tensor,
     num_heads: int,
-    attn_bias: Tensor | None = None,
+    attn_mask: Tensor | None = None,
     num_queries: int | None = None,
 ) -> Tensor:
     """Scaled dot-product attention over each row of tokens.
@@ -212,16 +238,16 @@ def attend(
     Args:
         qkv: (B, N, 3*D), q, k and v side by side.
         num_heads: heads that D is split into.
-        attn_bias: (heads, Q, N), added to the logits.
+        attn_mask: (heads, Q, N), added to the logits; or bool, True where attention is allowed.
         num_queries: Q, only the first Q tokens ask; ``None``: all N.
 
     Returns:
         (B, Q, D).
     """
     q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    if attn_bias is not None:
-        attn_bias = attn_bias.to(q.dtype)
-    x = F.scaled_dot_product_attention(q[:, :, :num_queries], k, v, attn_mask=attn_bias)
+    if attn_mask is not None and attn_mask.dtype != torch.bool:
+        attn_mask = attn_mask.to(q.dtype)
+    x = F.scaled_dot_product_attention(q[:, :, :num_queries], k, v, attn_mask=attn_mask)
     return x.transpose(1, 2).flatten(2)
 
 

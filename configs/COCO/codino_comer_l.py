@@ -5,7 +5,7 @@ a ViT-L (16 epochs, too): 1500 queries, 300 denoising queries of less noise, a 4
 group norm for all classes, the optimizer and the milestones.
 """
 
-from ..common.data.coco_lsj import dataloader
+from ..common.data.coco_lsj import dataloader, jitter_crop
 from ..common.models.codino_comer import model
 from ..common.models.dino_comer import dino_size
 from ..common.optim import AdamW as optimizer
@@ -33,12 +33,7 @@ _roi_heads.box_head.update(conv_dims=[256] * 4, fc_dims=[1024], conv_norm="GN")
 _roi_heads.box_predictor.box2box_transform.weights = [20.0, 20.0, 10.0, 10.0]
 _roi_heads.box_predictor.cls_agnostic_bbox_reg = True
 
-# Scale jitter of 0.1 to 2.0 at the larger side.
-_, _resize, _crop = dataloader.train.mapper.augmentations
-_resize.target_height = _resize.target_width = SIDE
-_crop.crop_size = (SIDE, SIDE)
-(_resize,) = dataloader.test.mapper.augmentations
-_resize.short_edge_length = _resize.max_size = SIDE
+jitter_crop(dataloader, SIDE)
 dataloader.train.total_batch_size = 16
 
 optimizer.lr = 5e-5  # for a batch of 16

@@ -1,4 +1,7 @@
-"""COCO as ViTDet trains: flip, scale jitter of 0.1 to 2.0, a 1024 crop, batch 64; test at 1024."""
+"""COCO as ViTDet trains: flip, scale jitter of 0.1 to 2.0, a 1024 crop, batch 64; test at 1024.
+
+Another size is one edit: `jitter_crop(dataloader, 640)`.
+"""
 
 import detectron2.data.transforms as T
 from detectron2 import model_zoo
@@ -7,23 +10,25 @@ from detectron2.config import LazyCall as L
 from comer_d2.d2.data.loader import build_train_loader
 from comer_d2.d2.data.mappers import InstanceMapper
 
-IMAGE_SIZE = 1024  # pixels
+
+def jitter_crop(dataloader, side):
+    """Trains on crops of `side` pixels, from images that are scaled around it, and tests at it."""
+    dataloader.train.mapper.augmentations = [
+        L(T.RandomFlip)(horizontal=True),
+        L(T.ResizeScale)(min_scale=0.1, max_scale=2.0, target_height=side, target_width=side),
+        # No padding here: the model pads to its square_pad, and then with the mean colour.
+        L(T.FixedSizeCrop)(crop_size=(side, side), pad=False),
+    ]
+    dataloader.test.mapper.augmentations = [
+        L(T.ResizeShortestEdge)(short_edge_length=side, max_size=side),
+    ]
+
 
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 dataloader.train._target_ = build_train_loader  # Detectron2's, and a resumed run goes on exactly
 for _split in ("train", "test"):
     dataloader[_split].mapper._target_ = InstanceMapper  # Detectron2's, also for empty images
-dataloader.train.mapper.augmentations = [
-    L(T.RandomFlip)(horizontal=True),
-    L(T.ResizeScale)(
-        min_scale=0.1, max_scale=2.0, target_height=IMAGE_SIZE, target_width=IMAGE_SIZE
-    ),
-    # No padding here: the model pads to its square_pad, and then with the mean colour.
-    L(T.FixedSizeCrop)(crop_size=(IMAGE_SIZE, IMAGE_SIZE), pad=False),
-]
 dataloader.train.mapper.recompute_boxes = True  # from the cropped masks
 dataloader.train.mapper.image_format = "RGB"
 dataloader.train.total_batch_size = 64
-dataloader.test.mapper.augmentations = [
-    L(T.ResizeShortestEdge)(short_edge_length=IMAGE_SIZE, max_size=IMAGE_SIZE),
-]
+jitter_crop(dataloader, 1024)

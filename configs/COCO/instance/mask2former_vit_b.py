@@ -1,0 +1,11 @@
+"""The plain ViT-B under Mask2Former, the recipe of mask2former_comer_b.py."""
+
+from ...common.models.mask2former_vit import model
+from ...common.models.sizes import vit_size
+from .mask2former_comer_b import dataloader, lr_multiplier, optimizer, train
+
+vit_size(model.backbone.net, "B")
+model.backbone.net.update(window_size=14, pretrain_img_size=592)  # as there
+model.sem_seg_head.predictor.num_classes = 80
+model.tasks = ["instance"]
+model.views = None

@@ -1,0 +1,8 @@
+"""A baseline: PVTv2-B2 of timm with the recipe of mask_rcnn_comer_s_1x.py."""
+
+from ..common.models.mask_rcnn_comer import model
+from ..common.models.timm_trunk import fpn_on
+from .mask_rcnn_comer_s_1x import dataloader, lr_multiplier, optimizer, train
+
+fpn_on(model, "pvt_v2_b2", drop_path_rate=0.1)
+optimizer.params.lr_decay_rate = 1.0
