@@ -11,7 +11,7 @@ COMMANDS = {
     "predict": ("comer_d2.d2.commands.predict", "images in; pictures, COCO json, label maps out"),
     "compare": ("comer_d2.d2.commands.compare", "draw ground truth beside prediction"),
     "data check": ("comer_d2.d2.commands.check", "read all of a config's data, list what is wrong"),
-    "convert": ("comer_d2.convert", "convert a checkpoint between projects' names"),
+    "convert": ("comer_d2.d2.commands.convert", "convert a checkpoint for a config's model"),
     "info": ("comer_d2.info", "versions, devices, and what computes the operator"),
 }
 

@@ -9,7 +9,7 @@ from .pixel_decoder import MSDeformAttnPixelDecoder
 class Mask2FormerHead(nn.Module):
     """Backbone features -> classes and masks of all queries.
 
-    Weights of the official project: :func:`comer_d2.weights.convert_mask2former`.
+    Weights of the official project: :func:`comer_d2.weights.load_weights`.
 
     Source: arXiv 2112.01527.
 

@@ -38,6 +38,19 @@ ROPE: dict[str, dict[str, Any]] = {
         "in_pixels": False,
         "ref_feat_shape": (16, 16),  # positions are scaled to the grid of the pretraining
     },
+    "pe": {  # the class token is at (0, 0), the first patch at (1, 1); columns come first
+        "rope_type": "cat",
+        "temperature": 10000.0,
+        "in_pixels": False,
+        "grid_offset": 1.0,
+        "grid_indexing": "xy",
+    },
+    "rope-vit": {
+        "rope_type": "cat",
+        "temperature": 100.0,
+        "in_pixels": False,
+        "grid_indexing": "xy",
+    },
 }
 
 
@@ -150,7 +163,8 @@ class ViT(nn.Module):
         num_prefix_tokens: class and register tokens that take part in the attention, each with its
             position already added. The released models have none.
         use_abs_pos: whether there is a learned position table.
-        rope: rotary positions of ``"dinov3"`` or ``"eva02"``.
+        rope: rotary positions of ``"dinov3"``, ``"eva02"``, ``"pe"`` (Perception Encoder) or
+            ``"rope-vit"``.
         use_rel_pos_bias: BEiT's attention, with a table of relative positions per block: of the
             block's window, or of the pretraining's grid where attention is global.
         qkv_bias: which of q, k and v have a bias: ``"qkv"``, ``"qv"`` (BEiT, EVA-02 and some
@@ -187,7 +201,7 @@ class ViT(nn.Module):
         pretrain_use_cls_token: bool = True,
         num_prefix_tokens: int = 0,
         use_abs_pos: bool = True,
-        rope: Literal["dinov3", "eva02"] | None = None,
+        rope: Literal["dinov3", "eva02", "pe", "rope-vit"] | None = None,
         use_rel_pos_bias: bool = False,
         qkv_bias: QKVBias = "qkv",
         layer_scale_init: float | None = 1.0,

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -19,28 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .numpy_pickle import load_numpy_pickle
-
-# What checkpoints of DeiT, MAE, BEiT, DINO and OpenMMLab carry beside tensors: plain records and
-# numpy's numbers, by the module names of numpy 1 and 2. Nothing here runs code of its own.
-HARMLESS_TYPES: tuple[Any, ...] = (
-    argparse.Namespace,
-    collections.Counter,
-    np.ndarray,
-    np.dtype,
-    *(
-        (function, f"numpy.{core}.multiarray.{name}")
-        for core in ("core", "_core")
-        for function, name in (
-            (np._core.multiarray.scalar, "scalar"),
-            (np._core.multiarray._reconstruct, "_reconstruct"),
-        )
-    ),
-    *(
-        type(np.dtype(code))
-        for code in ("?", "b", "B", "h", "H", "i", "I", "l", "L", "q", "Q", "e", "f", "d")
-    ),
-)
+from .pickles import STAND_INS, load_pickle
 
 
 class Ignored:
@@ -54,13 +34,22 @@ def no_attribute(*_: Any) -> None:
     """Takes the place of ``getattr``, by which those objects name their methods."""
 
 
-# MMEngine's record of the losses, in every checkpoint of MMDetection 3: read as nothing.
-IGNORED_TYPES: tuple[tuple[Any, str], ...] = (
+# What checkpoints of DeiT, MAE, BEiT, DINO and OpenMMLab carry beside tensors: plain records and
+# numbers. MMEngine's record of losses, in every checkpoint of MMDetection 3, is read as nothing.
+HARMLESS: tuple[Any, ...] = (
+    argparse.Namespace,
+    collections.Counter,
+    *((stand_in, name) for name, stand_in in STAND_INS.items()),
     (Ignored, "mmengine.logging.history_buffer.HistoryBuffer"),
     (no_attribute, "builtins.getattr"),
 )
-# Where training scripts put the weights in their checkpoints, most telling first.
-WRAPPERS = ("state_dict", "model", "module", "teacher", "model_ema")
+# Where training scripts put the weights, and the moving averages of them, in their checkpoints.
+AVERAGES = ("teacher", "model_ema", "state_dict_ema", "ema_state_dict", "ema")
+WRAPPERS = ("state_dict", "model", "module", "weights", *AVERAGES)
+DTYPES = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+}
 CHUNK = 1 << 20
 
 
@@ -74,25 +63,29 @@ def read_weights(
     """Reads the state dict of a checkpoint file.
 
     Args:
-        path: a ``.safetensors`` file, one written by ``torch.save``, or a ``.pkl`` of Detectron2.
+        path: a ``.safetensors`` file, one written by ``torch.save``, a ``.pkl`` of Detectron2, a
+            ``.npz`` of JAX, or the ``.index.json`` of a file in parts.
         sha256: hexadecimal SHA-256 that the file must have.
 
     Returns:
         The state dict, and what else the file holds (epoch, arguments, optimizer, ...).
 
     Raises:
-        WeightsError: no such file, a wrong SHA-256, not a file of tensors, objects other than
-            tensors and ``HARMLESS_TYPES`` in it, or a tensor with a NaN or an infinity.
+        WeightsError: no such file, a wrong SHA-256 or checksum, not a file of tensors, objects other
+            than tensors and plain records in it, a tensor of no usual kind, or with a NaN or an
+            infinity in it.
     """
-    content = read_file(path, sha256=sha256)
-    weights, rest = unwrap(content, str(path))
-    check_finite(weights, str(path))
-    return weights, rest
-
-
-def read_file(path: str | os.PathLike[str], *, sha256: str | None = None) -> dict[str, Any]:
-    """Reads a file of tensors and plain values as it is; arguments and errors as `read_weights`."""
     path = Path(path)
+    part = re.search(r"-\d+-of-0*(\d+)\.", path.name)
+    if part and int(part[1]) > 1:
+        raise WeightsError(
+            f"'{path}' is one of {part[1]} parts: name the '.index.json' that stands next to them"
+        )
+    return read_file(path, sha256)
+
+
+def read_file(path: Path, sha256: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """As `read_weights`, of a file that may be one of several."""
     if path.is_dir():
         raise WeightsError(f"'{path}' is a folder: name the file in it")
     if not path.is_file():
@@ -101,10 +94,12 @@ def read_file(path: str | os.PathLike[str], *, sha256: str | None = None) -> dic
         raise WeightsError(f"'{path}' is empty: get the file again")
     if sha256:
         check_sha256(path, sha256)
-    content = read_safetensors(path) if is_safetensors(path) else read_torch(path)
-    if not isinstance(content, Mapping):
+    content = read_parts(path) if path.name.endswith(".index.json") else read_content(path)
+    if not isinstance(content, dict):
         raise WeightsError(f"'{path}' holds a {type(content).__name__}, not a state dict")
-    return dict(content)
+    weights, rest = unwrap(content, str(path))
+    check_tensors(weights, f"'{path}'")
+    return weights, rest
 
 
 def check_sha256(path: Path, expected: str) -> None:
@@ -120,59 +115,82 @@ def check_sha256(path: Path, expected: str) -> None:
         )
 
 
-def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: the length of a header, and its brace."""
-    with path.open("rb") as f:
-        return f.read(9)[8:] == b"{" or path.suffix == ".safetensors"
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Reads a ``.safetensors`` file."""
+def read_parts(index: Path) -> dict[str, Tensor]:
+    """Reads a state dict that is in several files, as Hugging Face's are, by its index."""
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as e:
-        raise WeightsError(f"'{path}' is not a whole safetensors file ({e}): get it again") from e
+        place = json.loads(index.read_text())["weight_map"]
+        files = sorted(set(place.values()))
+    except (ValueError, LookupError, TypeError, AttributeError) as e:
+        raise WeightsError(f"'{index}' is no index of a file in parts: it has no weight_map") from e
+    if not all(isinstance(name, str) and Path(name).name == name for name in files):
+        raise WeightsError(f"'{index}' names files outside its own folder: {files[:3]}")
+    weights: dict[str, Tensor] = {}
+    for name in files:
+        weights |= read_file(index.parent / name)[0]
+    if weights.keys() != place.keys():
+        names = sorted(weights.keys() ^ place.keys())
+        raise WeightsError(f"'{index}' and its files do not agree about {first(names)}")
+    return weights
 
 
-def read_torch(path: Path) -> Any:
-    """Reads a file of ``torch.save``, with ``weights_only=True`` and ``HARMLESS_TYPES``."""
-    if is_torchscript(path):
+def read_content(path: Path) -> Any:
+    """Reads one file, whatever its kind."""
+    with path.open("rb") as f:
+        start = f.read(9)
+    if start[8:] == b"{" or path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError, TypeError) as e:
+            reason = f"'{path}' is not a whole safetensors file ({e}): get it again"
+            raise WeightsError(reason) from e
+    members = check_archive(path)
+    if any(name.endswith("/constants.pkl") for name in members):
         raise WeightsError(
             f"'{path}' is a TorchScript archive, which can hold code: save its state_dict() alone"
         )
     try:
-        with (
-            torch.serialization.safe_globals([*HARMLESS_TYPES, *IGNORED_TYPES]),
-            warnings.catch_warnings(),
-        ):
+        if any(name.endswith(".npy") for name in members):
+            return read_numpy_archive(path)
+        with torch.serialization.safe_globals([*HARMLESS]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy's, about its own old names
             if path.suffix == ".pkl":
-                return load_numpy_pickle(path)
+                return load_pickle(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         wanted = re.search(r"GLOBAL ([\w.]+)|but got <class '([\w.]+)'>", str(e))
         if wanted is None:
             raise not_weights(path, e) from e
         raise WeightsError(
-            f"'{path}' wants the type {wanted[1] or wanted[2]}, and making it could execute code: it was not "
-            "read. If you trust the file, load it once with torch.load(..., weights_only=False) "
-            "and save its state dict alone"
+            f"'{path}' wants the type {wanted[1] or wanted[2]}, and making it could execute code: it "
+            "was not read. If you trust the file, load it once with torch.load(..., "
+            "weights_only=False) and save its state dict alone"
         ) from e
     except Exception as e:  # the unpickler stumbles over cut and foreign bytes in many ways
         raise not_weights(path, e) from e
 
 
-def is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive of ``torch.jit.save``."""
-    return any(name.endswith("/constants.pkl") for name in names_in_archive(path))
-
-
-def names_in_archive(path: Path) -> list[str]:
-    """Names of the files in a zip archive; none if it is no such archive."""
+def check_archive(path: Path) -> list[str]:
+    """Names of the files in a zip archive, whose checksums are compared; none if it is no archive."""
     if not zipfile.is_zipfile(path):
         return []
-    with zipfile.ZipFile(path) as archive:
-        return archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+            names = archive.namelist()
+    except Exception as e:  # of many kinds, for damaged directories
+        raise not_weights(path, e) from e
+    if damaged:
+        raise WeightsError(
+            f"'{path}' is damaged: the checksum of '{damaged}' in it does not match. Get the file "
+            "again, or use an older checkpoint"
+        )
+    return names
+
+
+def read_numpy_archive(path: Path) -> dict[str, Tensor]:
+    """Reads a ``.npz`` of numbers."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
 
 
 def not_weights(path: Path, error: Exception) -> WeightsError:
@@ -180,11 +198,6 @@ def not_weights(path: Path, error: Exception) -> WeightsError:
     with path.open("rb") as f:
         start = f.read(64)
     what = "cut short or no file of torch.save"
-    if any(name.endswith(".npy") for name in names_in_archive(path)):
-        return WeightsError(
-            f"'{path}' is a NumPy archive, as JAX's are: it was not read. timm has many of these "
-            "weights as its own, under an id: 'timm:...'"
-        )
     if start.startswith(b"version https://git-lfs"):
         what = "a Git LFS pointer, not the file itself"
     elif start.lstrip()[:1] == b"<":
@@ -194,7 +207,7 @@ def not_weights(path: Path, error: Exception) -> WeightsError:
     return WeightsError(f"'{path}' cannot be read, it is {what}: get it again ({reason})")
 
 
-def unwrap(content: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def unwrap(content: dict[str, Any], name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict of a checkpoint, out of the entry that it is in, and the other entries.
 
     Args:
@@ -205,12 +218,21 @@ def unwrap(content: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor], di
         WeightsError: if there is no state dict, or not only tensors in it.
     """
     rest: dict[str, Any] = {}
-    while wrapper := next((w for w in WRAPPERS if isinstance(content.get(w), Mapping)), None):
+    seen = []
+    while True:
+        content = dict(dict.items(content))  # a pickled OrderedDict may have other items()
+        wrapper = next((w for w in WRAPPERS if isinstance(content.get(w), dict)), None)
+        if wrapper is None:
+            break
         rest |= {key: value for key, value in content.items() if key != wrapper}
+        seen.append(content[wrapper])
+        if any(seen[-1] is outer for outer in seen[:-1]):
+            raise WeightsError(f"'{name}': its entry '{wrapper}' contains itself")
         content = content[wrapper]
     other = [key for key, value in content.items() if not isinstance(value, Tensor)]
     if not content or len(other) == len(content):
-        raise WeightsError(f"'{name}' holds no tensors by name; its entries: {list(content)[:5]}")
+        shown = [key if isinstance(key, str) else type(key).__name__ for key in content]
+        raise WeightsError(f"'{name}' holds no tensors by name; its entries: {shown[:5]}")
     if other:
         raise WeightsError(
             f"'{name}': the entries {other[:5]} of its state dict are no tensors but "
@@ -219,17 +241,43 @@ def unwrap(content: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor], di
     unnamed = [key for key in content if not isinstance(key, str)]
     if unnamed:
         raise WeightsError(f"'{name}': its state dict has the keys {unnamed[:5]}, not names")
-    return dict(content), rest
+    return content, rest
 
 
-def check_finite(weights: Mapping[str, Tensor], name: str) -> None:
-    """Raises WeightsError that names the first tensor with a NaN or an infinity in it."""
-    for key, value in weights.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
+def averages_beside(rest: Mapping[str, Any]) -> list[str]:
+    """Entries of a checkpoint that hold a moving average of the weights that were read."""
+    return [name for name in AVERAGES if isinstance(rest.get(name), dict)]
+
+
+def check_tensors(weights: Mapping[str, Tensor], label: str) -> None:
+    """Raises WeightsError that names the first tensor that is no array of finite numbers."""
+    for name, tensor in weights.items():
+        kind = unusual(tensor)
+        if kind:
             raise WeightsError(
-                f"'{name}': tensor '{key}' has NaN or infinite values: the training that wrote it "
+                f"{label}: tensor '{name}' is {kind}: save its numbers as an ordinary tensor, such as "
+                "a float32 one"
+            )
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise WeightsError(
+                f"{label}: tensor '{name}' has NaN or infinite values: the training that wrote it "
                 "had diverged, or the file is damaged"
             )
+
+
+def unusual(tensor: Tensor) -> str:
+    """What a tensor is that a network cannot load as it stands; empty if it can."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        return f"a {type(tensor).__name__}"
+    if tensor.is_nested:
+        return "a nested tensor"
+    if tensor.layout is not torch.strided:
+        return f"sparse ({str(tensor.layout).removeprefix('torch.')})"
+    if tensor.is_meta:
+        return "on the meta device, without values"
+    if tensor.is_quantized:
+        return f"quantised ({tensor.dtype})"
+    return "" if tensor.dtype in DTYPES else f"of {tensor.dtype}"
 
 
 def write_weights(
@@ -259,7 +307,7 @@ def write_weights(
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Calls ``write`` with a temporary name beside ``path``, then puts the file in place."""
+    """Calls ``write`` with a temporary name next to ``path``, then puts the file in place."""
     folder = Path(path).parent
     if not folder.is_dir():
         raise WeightsError(f"the folder '{folder}' does not exist")
@@ -277,7 +325,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
         raise
 
 
-def first(names: Sequence[str], count: int = 5) -> str:
+def first(names: Sequence[str], count: int = 4) -> str:
     """The first few of many names, for a message."""
     shown = ", ".join(names[:count])
     return shown + (f", ... ({len(names)} in all)" if len(names) > count else "")

@@ -1,24 +1,36 @@
-"""Any supported weights -> a whole model: every tensor has its place, or it is an error."""
+"""Any supported weights -> a whole model: every tensor has its place, or it is an error.
+
+A source is told by its names: one table fits that leaves nothing over (``origins/``). What is then
+missing, the model itself shows.
+"""
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
-from .files import WeightsError, check_finite, read_weights
-from .fit import allowed_by, is_of_branch
-from .ledger import Ledger, Part, Pretraining
-from .mask2former import is_mask2former, official_mask2former
-from .official import is_official
-from .official_models import read_official
-from .pretrained import TIMM, load_pretrained, type_notes, vit_branch
-from .report import GROUP_OF, Entry, LoadReport
+from ..network import ViTCoMerNet
+from ..network.vit import ViT
+from .conversion import Conversion, Origin
+from .files import WeightsError, averages_beside, check_tensors, read_weights
+from .origins import FAMILIES
+from .recognise import OWN, IsAllowed, Source, allowed_by, explained, recognise
+from .report import Entry, LoadReport, summary
+from .timm_hub import TIMM, timm_weights
+from .vit_fitting import ViTFitting, check_types
 
-OWN = "a checkpoint of these names"
 COUNTERS = "num_batches_tracked"  # of batch norms; nothing here computes with them
-COMER = {"pyramid", "interactions", "out_norms"}  # modules that only ViT-CoMer has
+
+
+@dataclass
+class Fitted:
+    """What to load into a model, by its names, and the report."""
+
+    tensors: dict[str, Tensor]
+    report: LoadReport
 
 
 def load_weights(
@@ -33,19 +45,20 @@ def load_weights(
 ) -> LoadReport:
     """Loads weights into a model: all that the source has, or nothing and an error.
 
-    The source is told by its names: a checkpoint of such a model, or of its backbone; the authors'
-    ViT-CoMer models; an official Mask2Former, whose head is taken; or a pretrained ViT
-    (:func:`load_pretrained`).
+    The source is told by its names: a checkpoint of such a model, of its backbone or of its ViT; the
+    authors' ViT-CoMer models; an official Mask2Former, whose head is taken; or a pretrained ViT,
+    whose positions and patches are resampled to the model's sizes.
 
-    A part of the model, such as the backbone or the mask head, that the source does not have at all
+    A part of the model, such as the ViT or the mask head, that the source does not have at all
     keeps its initial values and is listed; a part that it has in pieces is an error.
 
     Args:
         model: what to load into.
         source: ``"timm:<id>"``, a path, or a state dict.
         label: what to call a state dict in messages.
-        family: of a pretrained ViT, where its names do not tell.
-        allow: shell patterns of names that may be missing, without a place, or of another shape.
+        family: of a pretrained ViT, one of ``comer_d2.weights.FAMILIES``, where names do not tell.
+        allow: shell patterns of names that may be missing, without a place, or of another shape; and
+            of arguments of the ViT, such as ``layer_norm_eps``, that may differ.
         sha256: hexadecimal SHA-256 that a file must have.
         complete: whether every part of the model must be in the source, as for evaluation.
 
@@ -55,167 +68,264 @@ def load_weights(
     Raises:
         WeightsError: if something does not fit; the model is left as it was.
     """
-    if not isinstance(source, Mapping) and not str(source).startswith(TIMM):
-        label = label or f"'{source}'"
-        source, _ = read_weights(source, sha256=sha256)
+    read = read_source(source, label, sha256)
+    fitted = fit(model, read, family, allow, complete)
+    model.load_state_dict(fitted.tensors, strict=False)
+    return fitted.report
+
+
+def read_source(
+    source: str | os.PathLike[str] | Mapping[str, Tensor], label: str | None, sha256: str | None
+) -> Source:
+    """Weights from where they are; arguments as `load_weights`."""
     if isinstance(source, Mapping):
         label = label or "the state dict"
-        converted = by_names_of(model, source, label)
-        if converted is not None:
-            check_finite(converted.tensors, label)
-            return load_all(model, converted, label, allow, complete)
-    if complete:
-        raise WeightsError(
-            f"{label or source} is a pretrained ViT, or nothing that is known here: there is no "
-            f"{type(model).__name__} in it. Train from it first"
-        )
-    return load_pretrained(model, source, label=label, family=family, allow=allow, sha256=sha256)
-
-
-def by_names_of(model: nn.Module, weights: Mapping[str, Tensor], label: str) -> Pretraining | None:
-    """A source in the names of a model; ``None`` if it is neither such a model nor a converted one."""
-    weights = without_wrapper(weights)
-    prefix = branch_prefix(model)
-    if is_official(weights):
-        return below(prefix, read_official(weights))
-    names = [name for name in weights if not is_plain_vit(name, prefix)]
-    of_comer = is_comer(names)
-    if is_mask2former(weights) and not of_comer:
-        return official_mask2former(weights)
-    own = model.state_dict()
-    if any(name in own for name in names) or of_comer:
-        ledger = Ledger(weights, OWN)
-        for name in weights:
-            ledger.move(name, name)
-        return below(prefix, ledger.close())
-    return None
-
-
-def is_comer(names: Iterable[str]) -> bool:
-    """Whether names are of a model of this project with a ViT-CoMer in it, or are of one."""
-    return any(part in COMER for name in names for part in name.split(".")[:3])
-
-
-def load_all(
-    model: nn.Module,
-    converted: Pretraining,
-    label: str,
-    allow: Sequence[str],
-    complete: bool,
-) -> LoadReport:
-    """Loads what is in the names of the model; raises as :func:`load_weights`."""
-    own = model.state_dict()
-    is_allowed = allowed_by(allow)
-    fitting, foreign, other_shape, other_type = {}, [], [], []
-    for name, tensor in converted.tensors.items():
-        if name not in own:
-            foreign.append(name)
-        elif tensor.shape != own[name].shape:
-            other_shape.append(f"{name} ({tuple(tensor.shape)}, {tuple(own[name].shape)})")
-        elif tensor.is_floating_point() != own[name].is_floating_point():
-            other_type.append(f"{name} ({tensor.dtype}, {own[name].dtype})")
-        else:
-            fitting[name] = tensor
-    prefix = branch_prefix(model)
-    given = {part_of(name, prefix) for name in converted.tensors if name in own}
-    missing = [
-        name
-        for name in own
-        if name not in converted.tensors
-        and (complete or part_of(name, prefix) in given)
-        and not name.endswith(COUNTERS)
-    ]
-    problems = {
-        "missing": missing,
-        "without a place in this model": foreign,
-        "of another shape (in the source, in the model)": other_shape,
-        "of another type (in the source, in the model)": other_type,
-    }
-    wrong = {
-        title: [name for name in names if not is_allowed(name.split(" ")[0])]
-        for title, names in problems.items()
-    }
-    if any(wrong.values()) or not fitting:
-        lines = [f"{len(names)} {what}: {grouped(names)}" for what, names in wrong.items() if names]
-        lines = lines or ["none of its tensors has a place in it"]
-        raise WeightsError(
-            f"{label} ({converted.family}) does not fit the model: " + "\n  ".join(lines) + "\n  "
-            "Nothing was loaded. Choose the config it was made with, or allow the names that may "
-            "differ (allow=...; in a config, train.init_allow)"
-        )
-    model.load_state_dict(fitting, strict=False)
-    floating = next(own[name].dtype for name in fitting if own[name].is_floating_point())
-    return LoadReport(
-        label,
-        converted.family,
-        [entry_of(part, fitting) for part in converted.parts],
-        notes=type_notes(converted.parts, floating),
-        fresh={
-            name: tensor.numel()
-            for name, tensor in own.items()
-            if name not in fitting and tensor.is_floating_point()
-        },
+        check_tensors(source, label)
+        return Source(without_wrappers(source), label)
+    if str(source).startswith(TIMM):
+        if sha256:
+            raise WeightsError(f"sha256 is for files; '{source}' is checked by timm's hub cache")
+        weights, computes = timm_weights(str(source))
+        return Source(weights, str(source), computes)
+    weights, rest = read_weights(source, sha256=sha256)
+    averages = averages_beside(rest)
+    notes = [f"in the file, and not used: a moving average of the weights, {averages}"]
+    return Source(
+        without_wrappers(weights), label or f"'{source}'", notes=notes if averages else []
     )
 
 
-def entry_of(part: Part, fitting: Mapping[str, Tensor]) -> Entry:
-    """The line of the report about some elements of the source."""
-    if part.target is None:
-        return Entry(part.source, part.elements, "not used", part.source, part.note)
-    if part.target in fitting:
-        return Entry(part.source, part.elements, "loaded", part.target, part.note)
-    note = "allowed: without a place, or of another shape"
-    return Entry(part.source, part.elements, "not used", part.target, note)
+def without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without what torch.compile, DistributedDataParallel and Lightning add to them."""
+    names = {name: name.replace("_orig_mod.", "") for name in weights}
+    for prefix in ("module.", "model."):
+        while names and all(name.startswith(prefix) for name in names.values()):
+            names = {old: new.removeprefix(prefix) for old, new in names.items()}
+    if len(set(names.values())) < len(names):
+        raise WeightsError("names are the same without '_orig_mod.': two models in one state dict")
+    return {new: weights[old] for old, new in names.items()}
 
 
-def without_wrapper(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Names without DistributedDataParallel's ``module.``"""
-    if weights and all(name.startswith("module.") for name in weights):
-        return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-    return weights
+def fit(
+    model: nn.Module, source: Source, family: str | None, allow: Sequence[str], complete: bool
+) -> Fitted:
+    """What to load into a model, which may be on the meta device; as `load_weights`."""
+    if family is not None and family not in FAMILIES:
+        raise WeightsError(f"family must be one of {sorted(FAMILIES)}, got {family!r}")
+    is_allowed = allowed_by(allow)
+    places = Places(model)
+    own_place = places.of_own(source.weights, is_allowed)
+    if own_place is not None and source.computes is None:
+        conversion = Conversion(source.weights, OWN)
+        for name in source.weights:
+            if own_place + name in places.own:
+                conversion.cut([name], [own_place + name])
+        problems: list[tuple[str, str]] = []
+        neutral: list[str] = []
+    else:
+        origin, layout, inner, beside = recognise(source, family, is_allowed, places.own)
+        if origin.part == "vit" and complete:
+            raise WeightsError(
+                f"{source.label} is a pretrained ViT ({origin.title}): there is no "
+                f"{type(model).__name__} in it. Train from it first"
+            )
+        conversion = layout.read(inner, origin.title)
+        for name, tensor in beside.items():
+            conversion.note(name, tensor.numel(), None, "beside the image encoder")
+        problems, neutral = place(conversion, origin, source, places)
+    for name, tensor in conversion.left.items():
+        problems.append((name, explained(name)))
+        conversion.note(name, tensor.numel(), None, "allowed: without a place")
+    tensors = check_shapes(conversion.tensors, places.own, problems)
+    known = {prefix + name for name, _ in problems for prefix in ("", *places.of_vits)}
+    missing = places.missing(conversion.tensors, complete)
+    problems += [(name, "missing") for name in missing if name not in known]
+    refuse(problems, tensors, is_allowed, source.label, conversion.title)
+    return Fitted(tensors, report_of(conversion, source, tensors, neutral, places.own))
 
 
-def branch_prefix(model: nn.Module) -> str | None:
-    """The prefix of the names of the model's backbone; ``None`` without one ViT in it."""
-    try:
-        return vit_branch(model)[0].removesuffix("vit.")
-    except WeightsError:
+class Places:
+    """Where in a model weights can go.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.own = model.state_dict()
+        self.vits = [(n, m) for n, m in model.named_modules() if isinstance(m, ViT)]
+        self.of_vits = vits = [prefix_of(name) for name, _ in self.vits]
+        nets = [prefix_of(n) for n, m in model.named_modules() if isinstance(m, ViTCoMerNet)]
+        self._prefixes = {"vit": vits, "backbone": nets, "model": [""]}
+
+    def prefix(self, part: str, title: str) -> str:
+        """What stands before the names of a part of the model.
+
+        Raises:
+            WeightsError: if there is none, or more than one.
+        """
+        found = self._prefixes[part]
+        if len(found) != 1:
+            name = {"vit": "ViT", "backbone": "ViT-CoMer"}[part]
+            raise WeightsError(f"{title} needs one {name} in the model, which has {len(found)}")
+        return found[0]
+
+    def of_own(self, weights: Mapping[str, Tensor], is_allowed: IsAllowed) -> str | None:
+        """Before which names of the model all of a source's stand; ``None`` if not all do."""
+        for prefix in dict.fromkeys(["", *self._prefixes["backbone"], *self._prefixes["vit"]]):
+            places = [n for n in weights if prefix + n in self.own]
+            if places and all(n in places or is_allowed(n) for n in weights):
+                return prefix
         return None
 
+    def part_of(self, name: str) -> str:
+        """The part of the model that comes from one source as a whole.
 
-def is_plain_vit(name: str, prefix: str | None) -> bool:
-    """Whether a tensor says nothing about whose it is: any ViT has such a name."""
-    return is_of_branch(name) or (prefix is not None and is_of_branch(name.removeprefix(prefix)))
+        The ViT is one, the rest of the backbone another, and so is what stands around it (an FPN);
+        of heads it is each module.
+        """
+        for prefix in (*self._prefixes["vit"], *self._prefixes["backbone"]):
+            if prefix and name.startswith(prefix):
+                return prefix
+        parts = name.split(".")
+        around = any(p.startswith(f"{parts[0]}.") for p in self._prefixes["vit"])
+        return parts[0] if around else ".".join(parts[:2])
+
+    def missing(self, given: Mapping[str, Tensor], complete: bool) -> list[str]:
+        """Names that the model has and the source has not, although it has others of their part."""
+        parts = {self.part_of(name) for name in given if name in self.own}
+        return [
+            name
+            for name in self.own
+            if name not in given
+            and (complete or self.part_of(name) in parts)
+            and not name.endswith(COUNTERS)
+        ]
 
 
-def below(prefix: str | None, converted: Pretraining) -> Pretraining:
-    """A bare backbone's names as they are in a model that has it as a part."""
-    bare = any(name.split(".")[0] in (*GROUP_OF, "vit") for name in converted.tensors)
-    if not prefix or not bare:
-        return converted
-    converted.tensors = {prefix + name: tensor for name, tensor in converted.tensors.items()}
-    converted.parts = [
-        replace(part, target=part.target and prefix + part.target) for part in converted.parts
-    ]
-    return converted
+def prefix_of(module: str) -> str:
+    return f"{module}." if module else ""
 
 
-def part_of(name: str, prefix: str | None) -> str:
-    """The part of a model that comes from one source as a whole.
+def place(
+    conversion: Conversion, origin: Origin, source: Source, places: Places
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Gives a conversion the names of the model; a ViT is resampled to its sizes.
 
-    The backbone is one, what stands around it (an FPN) is another; of heads it is each module.
+    Returns:
+        What does not fit, as (name, what is wrong), and the names set to what changes nothing.
     """
-    if prefix and name.startswith(prefix):
-        return prefix
-    parts = name.split(".")
-    around_backbone = prefix and prefix.startswith(f"{parts[0]}.")
-    return parts[0] if around_backbone else ".".join(parts[:2])
+    prefix = places.prefix(origin.part, conversion.title)
+    problems: list[tuple[str, str]] = []
+    neutral: list[str] = []
+    if origin.part == "vit":
+        check_types(conversion)
+        heads = {k: v for k, v in (source.computes or {}).items() if k == "num_heads"}
+        fitting = ViTFitting(conversion, {**origin.computes, **heads}, places.vits[0][1])
+        conversion.tensors, conversion.log = fitting.tensors, fitting.log
+        problems, neutral = fitting.problems, [prefix + name for name in fitting.neutral]
+    conversion.tensors = {prefix + name: tensor for name, tensor in conversion.tensors.items()}
+    conversion.log = [
+        entry if entry.status == "not used" else replace(entry, target=prefix + entry.target)
+        for entry in conversion.log
+    ]
+    return problems, neutral
 
 
-def grouped(names: Sequence[str], show: int = 12) -> str:
+def check_shapes(
+    given: Mapping[str, Tensor], own: Mapping[str, Tensor], problems: list[tuple[str, str]]
+) -> dict[str, Tensor]:
+    """The tensors that have a place of their shape and type; the others become problems."""
+    fitting = {}
+    for name, tensor in given.items():
+        if name not in own:
+            problems.append((name, explained(name)))
+        elif tensor.shape != own[name].shape:
+            shapes = f"{tuple(tensor.shape)}, in the model {tuple(own[name].shape)}"
+            problems.append((name, f"of shape {shapes}"))
+        elif kind_of(tensor) != kind_of(own[name]):
+            problems.append((name, f"of {tensor.dtype}, in the model {own[name].dtype}"))
+        else:
+            fitting[name] = tensor
+    return fitting
+
+
+def kind_of(tensor: Tensor) -> str:
+    """Whether a tensor has floating-point numbers, integers, or what else."""
+    if tensor.is_floating_point():
+        return "floating point"
+    return str(tensor.dtype) if tensor.is_complex() or tensor.dtype is torch.bool else "integer"
+
+
+def refuse(
+    problems: Sequence[tuple[str, str]],
+    tensors: Mapping[str, Tensor],
+    is_allowed: IsAllowed,
+    label: str,
+    title: str,
+) -> None:
+    """Raises WeightsError for everything that does not fit and is not allowed to."""
+    kinds: dict[str, list[str]] = {}
+    for name, what in problems:
+        if not is_allowed(name) and name not in kinds.setdefault(what, []):
+            kinds[what].append(name)
+    lines = [f"{grouped(names)}: {what}" for what, names in kinds.items() if names]
+    if tensors and not lines:
+        return
+    lines = lines or ["none of its tensors has a place in it"]
+    more = f"\n  ... and {len(lines) - 8} more" if len(lines) > 8 else ""
+    raise WeightsError(
+        f"{label} ({title}) does not fit the model:\n  " + "\n  ".join(lines[:8]) + more + "\n  "
+        "Nothing was loaded. Choose the config and the arguments it was made with, or allow the "
+        "names that may differ (allow=...; in a config, train.init_allow)"
+    )
+
+
+def grouped(names: Sequence[str], show: int = 4) -> str:
     """A few names in full; of many, how many there are under each of their first two parts."""
     if len(names) <= show:
         return ", ".join(names)
-    groups = Counter(".".join(name.split(" ")[0].split(".")[:2]) for name in names)
+    groups = Counter(".".join(name.split(".")[:2]) for name in names)
     shown = [f"{group}.* ({count})" for group, count in groups.most_common(show)]
     return ", ".join(shown) + (", ..." if len(groups) > show else "")
+
+
+def report_of(
+    conversion: Conversion,
+    source: Source,
+    tensors: Mapping[str, Tensor],
+    neutral: Sequence[str],
+    own: Mapping[str, Tensor],
+) -> LoadReport:
+    """The account of a load, element by element."""
+    entries = []
+    for entry in conversion.log:
+        if entry.status == "not used" or entry.target in tensors:
+            entries.append(entry)
+        else:
+            note = "allowed: without a place, or of another shape"
+            entries.append(replace(entry, status="not used", note=note))
+    floating = next((own[n].dtype for n in tensors if own[n].is_floating_point()), torch.float32)
+    return LoadReport(
+        source.label,
+        conversion.title,
+        entries,
+        {name: own[name].numel() for name in neutral},
+        {n: t.numel() for n, t in own.items() if n not in tensors and t.is_floating_point()},
+        [*source.notes, *type_notes(entries, floating)],
+    )
+
+
+def type_notes(entries: Sequence[Entry], own: torch.dtype) -> list[str]:
+    """Lines for weights that are stored in another type than the model's."""
+    kinds: dict[torch.dtype, dict[str, int]] = {}
+    for entry in entries:
+        kind = entry.dtype
+        if entry.status != "not used" and kind and kind.is_floating_point and kind != own:
+            names = kinds.setdefault(kind, {})
+            names[entry.source] = names.get(entry.source, 0) + entry.elements
+    return [
+        f"of {str(kind).removeprefix('torch.')}, where the model is of "
+        f"{str(own).removeprefix('torch.')}: {summary(names)}"
+        for kind, names in kinds.items()
+    ]

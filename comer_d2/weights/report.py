@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 Status = Literal["loaded", "resampled", "not used"]
 GROUPS = ("patch embed", "position", "blocks", "stem", "interactions", "outputs", "heads")
 COLUMNS = ("loaded", "resampled", "not used", "neutral", "fresh")
@@ -33,6 +35,7 @@ class Entry:
         status: what became of them.
         target: name in the network, or that which it would have had.
         note: what was done to them, or why they are not used.
+        dtype: of the tensor in the file, where it is known.
     """
 
     source: str
@@ -40,6 +43,7 @@ class Entry:
     status: Status
     target: str
     note: str = ""
+    dtype: torch.dtype | None = None
 
 
 @dataclass

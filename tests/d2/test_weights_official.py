@@ -22,13 +22,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference_single_i
 from detectron2.structures import Boxes
 from safetensors.torch import load_file
 
-from comer_d2.weights import (
-    convert_official_detector,
-    convert_official_segmentor,
-    official_arguments,
-    to_official_detector,
-    to_official_segmentor,
-)
+from comer_d2.weights import convert_weights, load_weights, official_arguments
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -82,7 +76,7 @@ def tiny_model(config, about):
 @pytest.fixture(scope="module")
 def model(given, about):
     model = tiny_model(LazyConfig.load(str(CONFIG)).model, about)
-    model.load_state_dict(convert_official_detector(official_weights(given)), strict=True)
+    load_weights(model, official_weights(given), complete=True)
     return model.eval()
 
 
@@ -209,22 +203,23 @@ def test_every_name_of_size_s(released):
         shape = [int(n) for n in shape.strip("(),").split(",") if n]
         kind = torch.long if name.endswith("num_batches_tracked") else torch.float32
         official[name] = torch.zeros((), dtype=kind).expand(shape)
-    converted = convert_official_detector(official)
     with torch.device("meta"):
-        own = instantiate(released).state_dict()
-    assert {n: t.shape for n, t in converted.items()} == {n: t.shape for n, t in own.items()}
-    assert {n: t.shape for n, t in to_official_detector(converted).items()} == {
-        n: t.shape for n, t in official.items()
+        model = instantiate(released)
+    converted, _ = convert_weights(model, official)
+    assert {n: t.shape for n, t in converted.items()} == {
+        n: t.shape for n, t in model.state_dict().items()
     }
+    back, _ = convert_weights(model, converted, "official")
+    assert {n: t.shape for n, t in back.items()} == {n: t.shape for n, t in official.items()}
 
 
 def test_upernet_of_size_s():
     """What UPerNet's config builds is what goes to the authors' names and comes back."""
     path = ROOT / "configs/ADE20K/semantic/upernet_comer_s.py"
     with torch.device("meta"):
-        own = instantiate(LazyConfig.load(str(path)).model).state_dict()
+        model = instantiate(LazyConfig.load(str(path)).model)
+    own = model.state_dict()
     weights = {n: torch.zeros((), dtype=t.dtype).expand(t.shape) for n, t in own.items()}
-    official = to_official_segmentor(weights)
-    assert {n: t.shape for n, t in convert_official_segmentor(official).items()} == {
-        n: t.shape for n, t in weights.items()
-    }
+    official, _ = convert_weights(model, weights, "official")
+    converted, _ = convert_weights(model, official)
+    assert {n: t.shape for n, t in converted.items()} == {n: t.shape for n, t in weights.items()}

@@ -15,7 +15,7 @@ from comer_d2.heads.mask_decoder import MaskedTransformerDecoder, attention_mask
 from comer_d2.heads.matcher import HungarianMatcher
 from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder
 from comer_d2.layers.positions import sine_position_encoding
-from comer_d2.weights import convert_mask2former
+from comer_d2.weights.origins.mask2former import HEAD, PIXEL_DECODER, layout
 
 KEYS = Path(__file__).parents[1] / "data" / "keys_m2f.txt"
 RENAMED = {"p2": "res2", "p3": "res3", "p4": "res4", "p5": "res5"}
@@ -29,9 +29,9 @@ def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def named_here(official: dict[str, Tensor]) -> dict[str, Tensor]:
     """A head's tensors by the names here."""
-    head = "sem_seg_head."
-    converted = convert_mask2former({head + name: value for name, value in official.items()})
-    return {name.removeprefix(head): value for name, value in converted.items()}
+    read = layout(PIXEL_DECODER).read({HEAD + name: value for name, value in official.items()})
+    assert not read.left
+    return {name.removeprefix(HEAD): value for name, value in read.tensors.items()}
 
 
 def official_part(name: str, own: dict[str, Tensor]) -> tuple[set[str], Tensor]:
@@ -246,7 +246,8 @@ def test_keys_of_the_official_checkpoint() -> None:
         criterion = SetCriterion(num_classes=150, matcher=HungarianMatcher())
     found = {f"sem_seg_head.{k}": v.shape for k, v in head.state_dict().items()}
     found |= {f"criterion.{k}": v.shape for k, v in criterion.state_dict().items()}
-    assert found == {k: v.shape for k, v in convert_mask2former(official).items()}
+    read = layout(PIXEL_DECODER).read(official)
+    assert not read.left and found == {k: v.shape for k, v in read.tensors.items()}
     sizes = [sum(p.numel() for p in m.parameters()) for m in (head.pixel_decoder, head.predictor)]
     assert [round(size / 1e6, 2) for size in sizes] == [6.04, 14.50]
 

@@ -14,7 +14,7 @@ from timm.layers import DropPath
 from torch import Tensor
 
 from comer_d2.network import ViTCoMerNet
-from comer_d2.weights import convert_official
+from comer_d2.weights.origins.vit_comer import ORIGINS as OFFICIAL
 from tests.networks import make_network, official_network
 
 BACKBONES = "[dsb]e*_tiny*.safetensors"  # detection, segmentation, BEiT
@@ -40,6 +40,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], ViTCoMerNet]:
     net = official_network(json.loads(path.with_suffix(".json").read_text())["config"])
     net.load_state_dict(convert_official(under("param.", tensors)), strict=True)
     return tensors, net.eval()
+
+
+def convert_official(official: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' names, or those of their BEiT variant -> the names here; gradients, too."""
+    layout = next(layout for layout in OFFICIAL[0].layouts if not layout.leftovers(official))
+    return layout.read(official).tensors
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,8 +11,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
 
-from comer_d2.network import ViTCoMerNet
-from tests.networks import make_network
+from comer_d2.network import ViT, ViTCoMerNet
 from tests.weights import originals
 
 SIDE = 64  # the pretraining's images: 4 x 4 patches
@@ -43,6 +42,7 @@ class Case:
 DINOV3 = dict(use_abs_pos=False, rope="dinov3", layer_norm_eps=1e-5, num_prefix_tokens=5)
 EVA02 = dict(rope="eva02", qkv_bias="qv", mlp="swiglu", mlp_ratio=8 / 3, num_prefix_tokens=1)
 CLIP = dict(layer_norm_eps=1e-5, pre_norm_eps=1e-5, num_prefix_tokens=1)
+PE = CLIP | dict(rope="pe")
 BEIT = dict(use_abs_pos=False, use_rel_pos_bias=True, qkv_bias="qv", num_prefix_tokens=1)
 SWIGLU = dict(mlp="swiglu", mlp_ratio=4)
 
@@ -71,11 +71,30 @@ CASES = {
         (originals.dinov2, originals.dinov2_transformers),
         dict(mlp_ratio=8),
     ),
-    "deit3": Case("deit3_base_patch16_224", dict(num_prefix_tokens=1), (originals.deit3,)),
+    "deit3": Case("deit3_base_patch16_224", dict(num_prefix_tokens=1)),
+    "deit3-authors": Case(
+        "deit3_base_patch16_224", dict(num_prefix_tokens=1), (originals.deit3,), family="deit3"
+    ),
+    "rope-vit": Case(
+        "vit_base_patch16_rope_224", dict(use_abs_pos=False, rope="rope-vit", num_prefix_tokens=1)
+    ),
+    "rope-vit-ape": Case(
+        "vit_base_patch16_rope_ape_224",
+        dict(rope="rope-vit", num_prefix_tokens=1),
+        timm=dict(no_embed_class=True),
+        family="rope-vit",
+    ),
     "siglip2": Case(
         "vit_base_patch16_siglip_224",
         dict(pretrain_use_cls_token=False),
         (originals.open_clip_trunk,),
+        family="vit",
+    ),
+    "siglip2-tanh": Case(
+        "vit_base_patch32_siglip_256",
+        dict(pretrain_use_cls_token=False, mlp="gelu_tanh"),
+        (originals.open_clip_trunk,),
+        family="siglip2-tanh",
     ),
     "clip": Case("vit_base_patch16_clip_224", CLIP, (originals.open_clip,), family="clip"),
     "clip-quickgelu": Case(
@@ -83,6 +102,17 @@ CASES = {
         CLIP | dict(mlp="quick_gelu"),
         (originals.open_clip,),
         family="clip-quickgelu",
+    ),
+    "pe-core": Case("vit_pe_core_base_patch16_224", PE, (originals.perception_encoder,)),
+    "pe-spatial": Case(
+        "vit_pe_spatial_base_patch16_512", PE, (originals.perception_encoder,), family="pe"
+    ),
+    "pe-lang": Case("vit_pe_lang_large_patch14_448", PE, (originals.perception_encoder,)),
+    "pe-gigantic": Case(
+        "vit_pe_spatial_gigantic_patch14_448",
+        PE | dict(num_prefix_tokens=0, mlp_ratio=8960 / 1536, pretrain_use_cls_token=False),
+        (originals.perception_encoder,),
+        family="pe",
     ),
     "beit": Case("beit_base_patch16_224", BEIT, (originals.beit,)),
     "beitv2": Case("beitv2_base_patch16_224", BEIT, (originals.beit,)),
@@ -120,32 +150,40 @@ CASES = {
 def make_timm(case: Case, size: int | tuple[int, int] = SIDE, **changes: Any) -> nn.Module:
     """timm's model, small, with 16 x 16 patches, in float64."""
     num_classes = 0 if "dino" in case.timm_id else 7
+    sides = (size, size) if isinstance(size, int) else size
+    # timm scales these positions to each model's grid of pretraining; Meta's own code does not.
+    unscaled = dict(ref_feat_shape=[side // 16 for side in sides]) if "_pe_" in case.timm_id else {}
     arguments = (
         SMALL
         | dict(img_size=size, patch_size=16, num_classes=num_classes)
+        | unscaled
         | dict(case.timm)
         | changes
     )
     return timm.create_model(case.timm_id, **arguments).double().eval()
 
 
-def make_net(case: Case, **changes: Any) -> ViTCoMerNet:
-    """A network for the family, whose every parameter is random."""
-    net = make_network(
-        **SMALL
-        | dict(
-            window_size=0,
-            window_block_indexes=(),
-            pretrain_img_size=SIDE,
-            stem_width=4,
-            interaction_indexes=((0, 1),),
-            deform_num_heads=3,
-            num_extra_cti=0,
-        )
+def make_vit(case: Case, **changes: Any) -> ViT:
+    """The ViT for the family."""
+    arguments = (
+        SMALL
+        | dict(window_size=0, window_block_indexes=(), pretrain_img_size=SIDE)
         | dict(case.net)
         | changes
-    ).double()
-    return randomise(net).eval()
+    )
+    return ViT(**arguments)
+
+
+def make_net(case: Case, *, depth: int = 2, **changes: Any) -> ViTCoMerNet:
+    """A network for the family, whose every parameter is random."""
+    net = ViTCoMerNet(
+        make_vit(case, depth=depth, **changes),
+        stem_width=4,
+        interaction_indexes=((0, depth - 1),),
+        deform_num_heads=3,
+        num_extra_cti=0,
+    )
+    return randomise(net.double()).eval()
 
 
 def randomise(model: nn.Module) -> nn.Module:
@@ -186,26 +224,26 @@ def timm_features(model: nn.Module, image: Tensor) -> list[Tensor]:
     return [torch.cat([prefix, patches], dim=1) for patches, prefix in pairs]
 
 
-def branch_features(net: ViTCoMerNet, image: Tensor) -> list[Tensor]:
+def vit_features(vit: ViT, image: Tensor) -> list[Tensor]:
     """Tokens (B, P + N, D) after every block."""
     height, width = (side // 16 for side in image.shape[-2:])
-    x, rope, features = net.vit.tokens(image), net.vit.rope_of(height, width), []
-    for block in net.vit.blocks:
+    x, rope, features = vit.tokens(image), vit.rope_of(height, width), []
+    for block in vit.blocks:
         x = block(x, height, width, rope)
         features.append(x)
     return features
 
 
 @torch.no_grad()
-def check_features(case: Case, net: ViTCoMerNet, trained: Mapping[str, Tensor]) -> None:
-    """The branch's tokens after every block are timm's, at both image sizes."""
+def check_features(case: Case, vit: ViT, trained: Mapping[str, Tensor]) -> None:
+    """The ViT's tokens after every block are timm's, at both image sizes."""
     for size in ((SIDE, SIDE), OTHER):
         model = make_timm(case, size)
         state = state_for(model, size, trained) if size != (SIDE, SIDE) else trained
         model.load_state_dict(state)
         image = torch.randn(2, 3, *size, dtype=torch.float64)
         for actual, expected in zip(
-            branch_features(net, image), timm_features(model, image), strict=True
+            vit_features(vit, image), timm_features(model, image), strict=True
         ):
             assert expected.std() > 0.1
             torch.testing.assert_close(actual, expected, **TOLERANCE)

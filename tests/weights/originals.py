@@ -228,6 +228,47 @@ def open_clip(state: State) -> dict[str, Any]:
     return {f"visual.{n}": t for n, t in result.items()} | text
 
 
+def perception_encoder(state: State) -> dict[str, Any]:
+    """Meta's: OpenCLIP's names, in a whole CLIP of PE core, bare otherwise."""
+    result = renamed(
+        state,
+        (r"^cls_token$", "class_embedding"),
+        (r"^pos_embed$", "positional_embedding"),
+        (r"^patch_embed\.proj", "conv1"),
+        (r"^norm_pre", "ln_pre"),
+        (r"^norm\.", "ln_post."),
+        (r"^blocks", "transformer.resblocks"),
+        (r"\.norm([12])", r".ln_\1"),
+        (r"gamma_([12])", r"ls_\1.gamma"),
+        (r"attn\.qkv\.", "attn.in_proj_"),
+        (r"attn\.proj", "attn.out_proj"),
+        (r"mlp\.fc1", "mlp.c_fc"),
+        (r"mlp\.fc2", "mlp.c_proj"),
+    )
+    pool = {n: t for n, t in state.items() if n.startswith("attn_pool.")}
+    result = {n: t for n, t in result.items() if not n.startswith("attn_pool.")}
+    heads = [result.pop(n, None) for n in ("head.weight", "head.bias")]
+    if "class_embedding" in result:
+        result["class_embedding"] = result["class_embedding"].flatten()
+    result["positional_embedding"] = result["positional_embedding"][0]
+    if not pool:
+        return result
+    result["attn_pool.probe"] = pool["attn_pool.latent"]
+    result["attn_pool.attn.in_proj_weight"] = torch.cat(
+        [pool["attn_pool.q.weight"], pool["attn_pool.kv.weight"]]
+    )
+    result["proj"] = heads[0].T.contiguous()
+    text = {
+        "positional_embedding": like(state, 5, 8),
+        "text_projection": like(state, 8, 8),
+        "logit_scale": like(state, 1)[0],
+        "token_embedding.weight": like(state, 9, 8),
+        "transformer.resblocks.0.ln_1.weight": like(state, 8),
+        "ln_final.weight": like(state, 8),
+    }
+    return {f"visual.{n}": t for n, t in result.items()} | text
+
+
 def open_clip_trunk(state: State) -> dict[str, Any]:
     """SigLIP as OpenCLIP has it: timm's model inside."""
     text = {"logit_bias": like(state, 1)[0], "text.token_embedding.weight": like(state, 9, 8)}

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.models import beit, eva, vision_transformer
 from torch import Tensor, nn
 
-from comer_d2.weights import load_pretrained
+from comer_d2.weights import load_weights
 from comer_d2.weights.files import unwrap
-from comer_d2.weights.pretrained import from_timm_model
 from tests.weights import originals
 from tests.weights.cases import (
     CASES,
@@ -23,13 +23,13 @@ from tests.weights.cases import (
     TOLERANCE,
     UNI_PERCEIVER,
     UniPerceiver,
-    branch_features,
     check_features,
     make_net,
     make_timm,
     randomise,
     state_for,
     timm_features,
+    vit_features,
 )
 
 WRITTEN = [
@@ -47,9 +47,9 @@ def test_features_and_accounts(case, layout, tmp_path):
     written = layout(trained)
     torch.save(written, path)
 
-    report = load_pretrained(net, path, family=case.family)
+    report = load_weights(net, path, family=case.family)
 
-    check_features(case, net, trained)
+    check_features(case, net.vit, trained)
     weights, _ = unwrap(written, "")
     assert report.source_elements == sum(t.numel() for t in weights.values())
     assert {entry.source for entry in report.entries} == {
@@ -58,20 +58,18 @@ def test_features_and_accounts(case, layout, tmp_path):
     }
     assert all(entry.note for entry in report.of("not used"))
     assert not report.of("resampled")
-    branch = set(net.vit.state_dict())
-    assert not branch & set(report.fresh)
+    assert not [name for name in report.fresh if name.startswith("vit.")]
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_timms_own_model(case):
+def test_timms_own_model(case, monkeypatch):
     """What `timm:<id>` does once timm has the weights: no family to be named."""
     model = randomise(make_timm(case))
     net = make_net(case)
-    pretraining = from_timm_model(model, None, "timm")
-    assert pretraining.computation["num_heads"] == 3
-    assert not pretraining.unexpected
-    load_pretrained(net, model.state_dict(), family=case.family)
-    check_features(case, net, model.state_dict())
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: model)
+    load_weights(net, f"timm:{case.timm_id}")
+    monkeypatch.undo()
+    check_features(case, net.vit, model.state_dict())
 
 
 @pytest.mark.parametrize("layout", UNI_PERCEIVER)
@@ -81,11 +79,11 @@ def test_uni_perceiver(layout, tmp_path):
     written = layout(oracle.original())
     torch.save(written, tmp_path / "weights.pth")
     net = make_net(UNI_PERCEIVER[layout])
-    report = load_pretrained(net, tmp_path / "weights.pth")
+    report = load_weights(net, tmp_path / "weights.pth")
     for size in ((SIDE, SIDE), OTHER):
         image = torch.randn(2, 3, *size, dtype=torch.float64)
         with torch.no_grad():
-            actual = branch_features(net, image)
+            actual = vit_features(net.vit, image)
         for a, b in zip(actual, oracle.features(image), strict=True):
             assert b.std() > 0.1
             torch.testing.assert_close(a, b, **TOLERANCE)
@@ -109,7 +107,7 @@ def test_without_class_and_register_tokens(name):
     case = CASES[name]
     source = randomise(make_timm(case)).state_dict()
     net = make_net(case, num_prefix_tokens=0)
-    report = load_pretrained(net, source)
+    report = load_weights(net, source)
     unused = {entry.source: entry.note for entry in report.of("not used")}
     assert "num_prefix_tokens=0" in unused["cls_token"]
     model = make_timm(case, **WITHOUT_TOKENS[name], global_pool="avg")
@@ -121,7 +119,7 @@ def test_without_class_and_register_tokens(name):
     assert all(n.startswith(("norm.", "fc_norm.")) for n in missing)
     image = torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64)
     with torch.no_grad():
-        features = zip(branch_features(net, image), timm_features(model, image), strict=True)
+        features = zip(vit_features(net.vit, image), timm_features(model, image), strict=True)
         for actual, expected in features:
             torch.testing.assert_close(actual, expected, **TOLERANCE)
 
@@ -141,14 +139,14 @@ def test_beit_without_a_class_token(has_class_rows, shared):
         for name, t in trained.items()
     }
     net = make_net(case, num_prefix_tokens=0)
-    report = load_pretrained(net, source)
+    report = load_weights(net, source)
     for size in ((SIDE, SIDE), OTHER):
         model = make_timm(case, size)
         model.load_state_dict(state_for(model, size, trained) if size == OTHER else trained)
         image = torch.randn(2, 3, *size, dtype=torch.float64)
         with torch.no_grad():
             expected = [tokens[:, 1:] for tokens in timm_features(model, image)]
-            for a, b in zip(branch_features(net, image), expected, strict=True):
+            for a, b in zip(vit_features(net.vit, image), expected, strict=True):
                 torch.testing.assert_close(a, b, **TOLERANCE)
     notes = [e.note for e in report.entries if e.source.endswith("bias_table")]
     assert all(("without the rows of the class token" in n) == has_class_rows for n in notes)
@@ -181,12 +179,12 @@ def test_other_sizes_are_resampled_as_timm_does(name):
     case, changes = CASES[name], RESAMPLED[name]
     source = randomise(make_timm(case, **changes)).state_dict()
     net = make_net(case)
-    report = load_pretrained(net, source, family=case.family)
+    report = load_weights(net, source, family=case.family)
     model = make_timm(case)
     model.load_state_dict(resized(model, source))
     image = torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64)
     with torch.no_grad():
-        features = zip(branch_features(net, image), timm_features(model, image), strict=True)
+        features = zip(vit_features(net.vit, image), timm_features(model, image), strict=True)
         for actual, expected in features:
             torch.testing.assert_close(actual, expected, **TOLERANCE)
     expected = {"patch_embed.proj.weight"} if "patch_size" in changes else set()

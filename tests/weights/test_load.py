@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from comer_d2.weights import WeightsError, load_weights, to_official, write_weights
-from tests.networks import make_network
+from comer_d2.network import ViT, ViTCoMerNet
+from comer_d2.weights import WeightsError, convert_weights, load_weights, write_weights
 
-SMALL = dict(
+TINY_VIT = dict(
     embed_dim=24,
     depth=2,
     num_heads=3,
     window_size=0,
     window_block_indexes=(),
     pretrain_img_size=64,
+)
+SMALL = dict(
     stem_width=8,
     interaction_indexes=((0, 0), (1, 1)),
     deform_num_heads=3,
@@ -29,7 +31,7 @@ class Detector(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Module()
-        self.backbone.bottom_up = make_network(**SMALL)
+        self.backbone.bottom_up = ViTCoMerNet(ViT(**TINY_VIT), **SMALL)
         self.backbone.fpn_lateral2 = nn.Conv2d(24, 8, 1)
         self.backbone.fpn_output2 = nn.Conv2d(8, 8, 3)
         self.roi_heads = nn.Module()
@@ -62,7 +64,10 @@ def part(weights: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
     return {name: value for name, value in weights.items() if name.startswith(prefixes)}
 
 
-@pytest.mark.parametrize("wrapper", ["", "module."])
+WRAPPERS = ("", "module.", "model.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.")
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_checkpoint_of_the_model(
     detector: Detector, trained: dict[str, Tensor], wrapper: str
 ) -> None:
@@ -75,6 +80,38 @@ def test_a_checkpoint_of_the_model(
     assert not report.of("not used")
 
 
+def test_a_compiled_part(detector: Detector, trained: dict[str, Tensor]) -> None:
+    compiled = {
+        name.replace("bottom_up.", "bottom_up._orig_mod."): value for name, value in trained.items()
+    }
+    load_weights(detector, compiled, complete=True)
+    assert_loaded(detector, trained)
+    with pytest.raises(WeightsError, match="two models in one state dict"):
+        load_weights(detector, compiled | trained)
+
+
+def test_averages_in_a_file_are_named(
+    detector: Detector, trained: dict[str, Tensor], tmp_path: Path
+) -> None:
+    average = {name: value + 1 for name, value in trained.items()}
+    torch.save({"model": trained, "model_ema": average}, tmp_path / "both.pth")
+    report = load_weights(detector, tmp_path / "both.pth", complete=True)
+    assert_loaded(detector, trained)
+    assert "not used: a moving average of the weights, ['model_ema']" in str(report)
+    torch.save({"state_dict_ema": average}, tmp_path / "average.pth")
+    load_weights(detector, tmp_path / "average.pth", complete=True)
+    assert_loaded(detector, average)
+    beside = {"ema_" + name.replace(".", "_"): value for name, value in trained.items()}
+    with pytest.raises(WeightsError, match=r"ema_backbone_\S+ \(.*a moving average of the weights"):
+        load_weights(detector, trained | dict(list(beside.items())[:3]))
+
+
+def test_a_family_is_for_pretrained_vits(detector: Detector, trained: dict[str, Tensor]) -> None:
+    """A config that names one also evaluates what was trained with it."""
+    load_weights(detector, trained, family="clip", complete=True)
+    assert_loaded(detector, trained)
+
+
 def test_whole_parts_may_be_absent_but_are_listed(
     detector: Detector, trained: dict[str, Tensor]
 ) -> None:
@@ -85,7 +122,7 @@ def test_whole_parts_may_be_absent_but_are_listed(
     assert_loaded(detector, part(before, "roi_heads.mask_head"))
     assert set(report.fresh) == {"roi_heads.mask_head.weight", "roi_heads.mask_head.bias"}
     assert "heads" in str(report)
-    with pytest.raises(WeightsError, match=r"2 missing: roi_heads\.mask_head\.weight"):
+    with pytest.raises(WeightsError, match=r"roi_heads\.mask_head\.weight, .*: missing"):
         load_weights(detector, given, complete=True)
 
 
@@ -102,7 +139,8 @@ def test_the_authors_backbone_finds_its_place(
 ) -> None:
     prefix = "backbone.bottom_up."
     backbone = {name.removeprefix(prefix): value for name, value in part(trained, prefix).items()}
-    official = {wrapper + name: value for name, value in to_official(backbone).items()}
+    converted, _ = convert_weights(detector.backbone.bottom_up, backbone, "official")
+    official = {wrapper + name: value for name, value in converted.items()}
     report = load_weights(detector, official)
     assert_loaded(detector, part(trained, prefix))
     assert sum(report.fresh.values()) == sum(
@@ -118,9 +156,7 @@ def test_a_pretrained_vit_finds_its_place_and_is_not_for_evaluation(
     prefix = "backbone.bottom_up.vit."
     vit = {
         name.removeprefix(prefix): value
-        for name, value in part(
-            trained, *(prefix + start for start in ("patch_embed", "pos_embed", "blocks"))
-        ).items()
+        for name, value in part(trained, prefix).items()
         if ".ls" not in name
     }
     vit |= {"cls_token": torch.randn(1, 1, 24), "norm.weight": torch.ones(24)}
@@ -128,30 +164,30 @@ def test_a_pretrained_vit_finds_its_place_and_is_not_for_evaluation(
     report = load_weights(detector, vit)
     assert_loaded(detector, {prefix + n: v for n, v in vit.items() if n.startswith("blocks")})
     assert report.counts()["heads"]["fresh"]
-    with pytest.raises(WeightsError, match="Train from it first"):
+    with pytest.raises(WeightsError, match=r"is a pretrained ViT .*Train from it first"):
         load_weights(detector, vit, complete=True)
 
 
 CHANGES = {
     "a tensor of a part is missing": (
         {"roi_heads.box_head.bias": None},
-        r"1 missing: roi_heads\.box_head\.bias",
+        r"roi_heads\.box_head\.bias: missing",
     ),
     "a block is missing": (
         {"backbone.bottom_up.vit.blocks.1.attn.qkv.weight": None},
-        r"1 missing: backbone\.bottom_up\.vit\.blocks\.1\.attn\.qkv\.weight",
+        r"backbone\.bottom_up\.vit\.blocks\.1\.attn\.qkv\.weight: missing",
     ),
     "half of the pyramid is missing": (
         {"backbone.fpn_output2.weight": None, "backbone.fpn_output2.bias": None},
-        r"2 missing: backbone\.fpn_output2",
+        r"backbone\.fpn_output2\.weight, backbone\.fpn_output2\.bias: missing",
     ),
     "a tensor too many": (
         {"roi_heads.box_head.scale": torch.ones(1)},
-        r"1 without a place in this model: roi_heads\.box_head\.scale",
+        r"roi_heads\.box_head\.scale \(without a place in this model\)",
     ),
     "another shape": (
         {"roi_heads.mask_head.weight": torch.ones(5, 8)},
-        r"roi_heads\.mask_head\.weight \(\(5, 8\), \(4, 8\)\)",
+        r"roi_heads\.mask_head\.weight: of shape \(5, 8\), in the model \(4, 8\)",
     ),
     "a value that is not a number": (
         {"roi_heads.mask_head.bias": torch.full((4,), torch.nan)},
@@ -191,7 +227,7 @@ def test_what_is_allowed_is_listed(detector: Detector, trained: dict[str, Tensor
 
 
 def test_something_else_altogether(detector: Detector) -> None:
-    with pytest.raises(WeightsError, match="no pretraining that is known"):
+    with pytest.raises(WeightsError, match="nothing that is known here"):
         load_weights(detector, {"conv1.weight": torch.ones(3)})
 
 

@@ -1,4 +1,4 @@
-"""Official Mask2Former checkpoints: today's names and those of before, the head strictly.
+"""Official Mask2Former checkpoints: today's names and older ones, the head strictly.
 
 tests/data has every name and shape of the official R50 model with 150 classes (keys_m2f.txt), and
 the weights of an official head of a few channels with what it computes (m2f_head_tiny).
@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from comer_d2.heads.mask2former import Mask2FormerHead
 from comer_d2.heads.mask_decoder import MaskedTransformerDecoder
 from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder
-from comer_d2.weights import WeightsError, convert_mask2former, read_weights
-from comer_d2.weights.convert import conversion_report
-from comer_d2.weights.mask2former import HEAD, is_mask2former, official_mask2former
+from comer_d2.weights import WeightsError, convert_weights, load_weights, read_weights
+from comer_d2.weights.origins.mask2former import HEAD
 
 DATA = Path(__file__).parents[1] / "data"
 BACKBONES = {
@@ -30,6 +30,37 @@ BACKBONES = {
     },
     "Swin": {"backbone.layers.0.blocks.0.attn.relative_position_bias_table": torch.ones(9, 2)},
 }
+
+
+class Mask2Former(nn.Module):
+    """A model's names: a backbone that the official one has not, and the head."""
+
+    def __init__(self, head: Mask2FormerHead, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(2, 2)
+        self.sem_seg_head = head
+        self.criterion = nn.Module()
+        self.criterion.register_buffer("empty_weight", torch.ones(num_classes + 1))
+
+
+@pytest.fixture
+def model():
+    head = Mask2FormerHead(
+        MSDeformAttnPixelDecoder(
+            in_channels=[24] * 4, conv_dim=32, mask_dim=32, num_heads=4, num_layers=2, ffn_dim=64
+        ),
+        MaskedTransformerDecoder(
+            num_classes=5,
+            in_channels=32,
+            hidden_dim=32,
+            mask_dim=32,
+            num_queries=8,
+            num_heads=4,
+            num_layers=3,
+            ffn_dim=64,
+        ),
+    )
+    return Mask2Former(head, 5).eval()
 
 
 @pytest.fixture
@@ -49,59 +80,42 @@ def official(numbers):
     return BACKBONES["R50"] | head | {"criterion.empty_weight": empty_weight}
 
 
-def head_only(state_dict):
-    return {name: tensor for name, tensor in state_dict.items() if name.startswith(HEAD)}
-
-
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_every_official_name_and_shape():
-    """At the official sizes: the 292 tensors of the head become just those of the head here."""
+    """At the official sizes: 292 tensors of the head, just those of the head here."""
     lines = [line.split("\t") for line in (DATA / "keys_m2f.txt").read_text().splitlines()]
     given = {
         name: torch.zeros(()).expand([int(n) for n in re.findall(r"\d+", shape)])
         for name, shape in lines
     }
-    converted = convert_mask2former({"model": given, "iteration": 1})
+    assert len(given) == 293
     with torch.device("meta"):
-        own = Mask2FormerHead(
-            MSDeformAttnPixelDecoder(in_channels=[256, 512, 1024, 2048]),
-            MaskedTransformerDecoder(num_classes=150),
-        ).state_dict(prefix=HEAD)
-    assert len([name for name in given if name.startswith(HEAD)]) == 292
-    assert {n: t.shape for n, t in head_only(converted).items()} == {
-        n: t.shape for n, t in own.items()
+        own = Mask2Former(
+            Mask2FormerHead(
+                MSDeformAttnPixelDecoder(in_channels=[256, 512, 1024, 2048]),
+                MaskedTransformerDecoder(num_classes=150),
+            ),
+            150,
+        )
+    converted, report = convert_weights(own, given)
+    assert {n: t.shape for n, t in converted.items()} == {
+        n: t.shape for n, t in own.state_dict().items() if not n.startswith("backbone.")
     }
-    assert converted.keys() - own.keys() == {"criterion.empty_weight"}
+    assert report.source_elements == sum(t.numel() for t in given.values())
 
 
-def test_the_converted_head_computes_what_the_official_one_does(numbers, official):
-    head = Mask2FormerHead(
-        MSDeformAttnPixelDecoder(
-            in_channels=[24] * 4, conv_dim=32, mask_dim=32, num_heads=4, num_layers=2, ffn_dim=64
-        ),
-        MaskedTransformerDecoder(
-            num_classes=5,
-            in_channels=32,
-            hidden_dim=32,
-            mask_dim=32,
-            num_queries=8,
-            num_heads=4,
-            num_layers=3,
-            ffn_dim=64,
-        ),
-    ).eval()
-    converted = head_only(convert_mask2former(official))
-    head.load_state_dict({n.removeprefix(HEAD): t for n, t in converted.items()}, strict=True)
+def test_the_converted_head_computes_what_the_official_one_does(numbers, official, model):
+    load_weights(model, official)
     with torch.no_grad():
-        outputs = head({f"res{i}": numbers[f"input.p{i}"] for i in range(2, 6)})
+        outputs = model.sem_seg_head({f"res{i}": numbers[f"input.p{i}"] for i in range(2, 6)})
     for name in ("pred_logits", "pred_masks"):
         torch.testing.assert_close(outputs[name], numbers[f"output.{name}"], atol=1e-5, rtol=1e-5)
 
 
-def test_names_of_before(official):
+def test_older_names(official, model):
     """`static_query`, and the pixel decoder's parts right under the head."""
     old = {
         name.replace("predictor.query_feat.", "predictor.static_query.").replace(
@@ -110,69 +124,67 @@ def test_names_of_before(official):
         for name, tensor in official.items()
     }
     assert old.keys() != official.keys()
-    assert same(convert_mask2former(old), convert_mask2former(official))
+    assert same(convert_weights(model, old)[0], convert_weights(model, official)[0])
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_the_backbone_is_listed_and_not_used(official, backbone):
+def test_the_backbone_is_listed_and_not_used(official, model, backbone):
     given = BACKBONES[backbone] | {n: t for n, t in official.items() if "backbone" not in n}
     given |= {"pixel_mean": torch.ones(3, 1, 1)}
-    books = official_mask2former(given)
-    assert sum(part.elements for part in books.parts) == sum(t.numel() for t in given.values())
-    unused = {part.source: part.note for part in books.parts if part.target is None}
+    report = load_weights(model, given)
+    assert report.source_elements == sum(t.numel() for t in given.values())
+    unused = {entry.source: entry.note for entry in report.of("not used")}
     assert unused.pop("pixel_mean") == "the config has the normalisation of images"
     assert unused == dict.fromkeys(
         BACKBONES[backbone], "of another backbone: only the head is loaded"
     )
-    report = str(conversion_report(books, "'model_final.pkl'"))
-    assert "Mask2Former from 'model_final.pkl'" in report and re.search("heads +[1-9]", report)
+    assert set(report.fresh) == {"backbone.weight", "backbone.bias"}
 
 
-def test_head_without_criterion(official):
-    converted = convert_mask2former(head_only(official))
-    assert same(converted, head_only(convert_mask2former(official)))
+def test_head_without_criterion(official, model):
+    load_weights(model, {n: t for n, t in official.items() if n.startswith(HEAD)})
 
 
-def test_recognised_by_names(official):
-    assert is_mask2former(official)
-    assert not is_mask2former([HEAD + "predictor.transformer.decoder.layers.0.norm1.bias"])
-    with pytest.raises(WeightsError, match="this is no Mask2Former"):
-        convert_mask2former({HEAD + "pixel_decoder.mask_features.weight": torch.zeros(1)})
+def test_another_head_is_none(model):
+    with pytest.raises(WeightsError, match="nothing that is known here"):
+        load_weights(model, {HEAD + "predictor.transformer.decoder.layers.0.norm1.bias": VECTOR})
+
+
+VECTOR = torch.zeros(32)
+
+
+ENCODER = "pixel_decoder.transformer.encoder.layers.1.self_attn"
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("predictor.query_embed.weight", None, "missing: 'sem_seg_head.predictor.query_embed"),
-        ("predictor.query_feat.weight", None, "query_feat.weight' is missing"),
-        ("pixel_decoder.layer_1.norm.bias", None, "missing: 'sem_seg_head.pixel_decoder.layer_1"),
-        (
-            "pixel_decoder.adapter_1.weight",
-            None,
-            "not of it: 'sem_seg_head.pixel_decoder.adapter_1",
-        ),
-        ("predictor.class_embed.bias", torch.zeros(7), "has shape (7,), not (6,)"),
-        ("predictor.mask_embed.layers.1.weight", torch.zeros(32, 31), "has shape (32, 31), not"),
+        ("predictor.query_embed.weight", None, "predictor.query_embed.weight: missing"),
+        ("pixel_decoder.layer_1.norm.bias", None, "pixel_decoder.layer_1.norm.bias: missing"),
+        ("pixel_decoder.adapter_1.weight", None, "pixel_decoder.adapter_1.weight: missing"),
+        (f"{ENCODER}.attention_weights.bias", None, "attention_weights.bias' is missing"),
+        ("predictor.class_embed.bias", torch.zeros(7), "of shape (7,), in the model (6,)"),
+        ("predictor.mask_embed.layers.1.weight", torch.zeros(32, 31), "of shape (32, 31), in the"),
         ("predictor.decoder_norm.bias", torch.full((32,), torch.inf), "has NaN or infinite"),
         ("predictor.static_query.weight", torch.zeros(8, 32), "two tensors stand for"),
-        ("predictor.reid_embed.weight", torch.zeros(1), "not of it: 'sem_seg_head.predictor.reid"),
-        ("head.weight", torch.zeros(1), "Mask2Former has no 'sem_seg_head.head.weight'"),
+        ("predictor.reid_embed.weight", torch.zeros(1), "fit: sem_seg_head.predictor.reid_embed"),
+        ("head.weight", torch.zeros(1), "fit: sem_seg_head.head.weight"),
     ],
 )
-def test_a_damaged_checkpoint_is_an_error(official, name, value, message):
+def test_a_damaged_checkpoint_is_an_error(official, model, name, value, message):
     official[HEAD + name] = value
     if value is None:
         del official[HEAD + name]
     with pytest.raises(WeightsError, match=re.escape(message)):
-        convert_mask2former(official)
+        load_weights(model, official)
 
 
-def test_criterion_of_another_number_of_classes_is_an_error(official):
+def test_criterion_of_another_number_of_classes_is_an_error(official, model):
     official["criterion.empty_weight"] = torch.ones(9)
     with pytest.raises(
-        WeightsError, match=r"'criterion.empty_weight' has shape \(9,\), not \(6,\)"
+        WeightsError, match=r"criterion.empty_weight: of shape \(9,\), in the model \(6,\)"
     ):
-        convert_mask2former(official)
+        load_weights(model, official)
 
 
 def write_pickle(path, content, protocol):
@@ -188,7 +200,7 @@ def test_from_the_file_that_the_project_publishes(official, tmp_path, protocol):
     content = {"model": arrays, "__author__": "third_party", "iteration": np.int64(368750)}
     write_pickle(path, content, protocol)
     weights, rest = read_weights(path)
-    assert same(convert_mask2former(weights), convert_mask2former(official))
+    assert same(weights, official)
     assert rest["__author__"] == "third_party"
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from comer_d2.weights import WeightsError, convert_official, official_arguments, to_official
-from comer_d2.weights.official import INDEX, OUTER_NORM, is_official, official_backbone
+from comer_d2.network import ViTCoMerNet
+from comer_d2.weights import WeightsError, convert_weights, load_weights, official_arguments
+from comer_d2.weights.origins.vit_comer import INDEX, OUTER_NORM
 from tests.networks import make_network, official_network
 
 BACKBONES = "[dsb]e*_tiny*.safetensors"  # detection, segmentation, BEiT
@@ -29,60 +30,57 @@ NETWORK = dict(
     depth=2,
     num_heads=3,
     pretrain_img_size=32,
-    stem_width=4,
-    interaction_indexes=[[0, 0], [1, 1]],
     window_size=2,
     window_block_indexes=None,
+    stem_width=4,
+    interaction_indexes=[[0, 0], [1, 1]],
     deform_num_heads=3,
     num_extra_cti=1,
 )
+Weights = dict[str, torch.Tensor]
 
 
-def official_state_dict() -> dict[str, torch.Tensor]:
-    """A few tensors by the authors' names, enough to be recognised."""
-    return {
-        "level_embed": torch.zeros(3, 24),
-        "blocks.0.gamma1": torch.ones(24),
-        "spm.stem.6.weight": torch.ones(8, 8, 3, 3),
-        "interactions.0.mrfp.dwconv.dwconv4.bias": torch.ones(6),
-        "interactions.1.extra_CTIs.2.cfinter.ffn.dwconv.dwconv.bias": torch.ones(6),
-    }
-
-
-def own_weights(**arguments) -> dict[str, torch.Tensor]:
+def network(**arguments) -> ViTCoMerNet:
     """A small network of this project, nothing in it zero or one."""
-    weights = make_network(**(NETWORK | arguments)).state_dict()
-    for tensor in weights.values():
+    net = make_network(**(NETWORK | arguments))
+    for tensor in net.state_dict().values():
         tensor.copy_(torch.randn(tensor.shape) if tensor.is_floating_point() else tensor)
-    return weights
+    return net
+
+
+def to_official(net: ViTCoMerNet) -> Weights:
+    return convert_weights(net, net.state_dict(), "official")[0]
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda sd: sd,
-        lambda sd: {"backbone." + k: v for k, v in sd.items()},
-        lambda sd: {"state_dict": sd, "meta": {"epoch": 12}},
-        lambda sd: {"model": {"backbone." + k: v for k, v in sd.items()}, "optimizer": {}},
-        lambda sd: {
-            "state_dict": {"backbone." + k: v for k, v in sd.items()}
-            | {"rpn_head.rpn_cls.weight": torch.ones(1)}
-        },
-    ],
-    ids=["bare", "prefixed", "state_dict", "model", "detector"],
-)
-def test_every_wrapping(wrap):
-    assert set(convert_official(wrap(official_state_dict()))) == {
-        "level_embed",
-        "vit.blocks.0.ls1.gamma",
-        "pyramid.stem.2.0.weight",
-        "interactions.0.mrfp.convs.1.1.bias",
-        "interactions.1.extra_cti.2.feature_interaction.ffn.ffn.dwconv.bias",
-    }
+WRAPPED = {
+    "bare": lambda weights: weights,
+    "prefixed": lambda weights: {f"backbone.{n}": t for n, t in weights.items()},
+    "of a detector": lambda weights: (
+        {f"backbone.{n}": t for n, t in weights.items()}
+        | {"query_head.label_embedding.weight": torch.ones(2, 3), "neck.convs.0.gn.bias": VECTOR}
+    ),
+}
+VECTOR = torch.ones(4)
+
+
+@pytest.mark.parametrize("wrapping", WRAPPED)
+def test_every_wrapping(wrapping):
+    """Of other detectors, Co-DETR's, it is the backbone; every tensor of the rest is listed."""
+    net, other = network(), network()
+    official = WRAPPED[wrapping](to_official(net))
+    report = load_weights(other, official)
+    assert same(other.state_dict(), net.state_dict())
+    unused = {e.source: (e.elements, e.note) for e in report.of("not used")}
+    if wrapping == "of a detector":
+        assert unused == {
+            "query_head.label_embedding.weight": (6, "not of the backbone"),
+            "neck.convs.0.gn.bias": (4, "not of the backbone"),
+        }
+    assert report.source_elements == sum(t.numel() for t in official.values())
 
 
 @pytest.mark.parametrize(
@@ -98,20 +96,9 @@ def test_every_wrapping(wrap):
     ],
 )
 def test_a_foreign_name_is_an_error(name):
-    with pytest.raises(WeightsError, match=rf"'{name}' is not a tensor of the authors'"):
-        convert_official(official_state_dict() | {name: torch.zeros(1)})
-
-
-def test_another_model_is_an_error():
-    with pytest.raises(ValueError, match=r"no 'interactions\.\*' tensors.*blocks\.0\.norm1"):
-        convert_official({"blocks.0.norm1.weight": torch.zeros(3)})
-
-
-def test_recognised_by_names():
-    assert is_official(official_state_dict())
-    assert is_official("backbone." + name for name in official_state_dict())
-    assert not is_official(make_network(**NETWORK).state_dict())
-    assert not is_official(["blocks.0.norm1.weight", "patch_embed.proj.weight", "pos_embed"])
+    net = network()
+    with pytest.raises(WeightsError, match=rf"the authors' ViT-CoMer.*not fit: {name} \("):
+        load_weights(net, to_official(net) | {name: torch.zeros(1)})
 
 
 @pytest.mark.golden(BACKBONES)
@@ -123,13 +110,14 @@ def test_there_and_back_is_the_identity(golden_path):
         if name.startswith("param.")
     }
     config = json.loads(golden_path.with_suffix(".json").read_text())["config"]
-    books = official_backbone(official)
-    assert sum(p.elements for p in books.parts) == sum(t.numel() for t in official.values())
-    official_network(config).load_state_dict(books.tensors, strict=True)
-    unused = {part.source for part in books.parts if part.target is None}
+    net = official_network(config)
+    report = load_weights(net, official, complete=True)
+    assert report.source_elements == sum(t.numel() for t in official.values())
+    assert not report.fresh
+    unused = {entry.source for entry in report.of("not used")}
     assert all(name.endswith(INDEX) or OUTER_NORM.fullmatch(name) for name in unused)
 
-    back = to_official(books.tensors)
+    back = to_official(net)
     assert back.keys() == official.keys()
     never_used = {name for name in unused if not name.endswith(INDEX)}
     for name, tensor in back.items():
@@ -160,86 +148,89 @@ def test_there_and_back_is_the_identity(golden_path):
     ids=str,
 )
 def test_back_and_there_is_the_identity(arguments):
-    weights = own_weights(**arguments)
-    official = to_official(weights)
-    assert is_official(official)
-    assert same(official_backbone(official).tensors, weights)
+    net, other = network(**arguments), network(**arguments)
+    load_weights(other, to_official(net), complete=True)
+    assert same(other.state_dict(), net.state_dict())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(num_prefix_tokens=1), "has no 'vit.prefix_tokens'"),
-        (dict(pre_norm_eps=1e-5), "has no 'vit.norm_pre.weight', 'vit.norm_pre.bias'"),
-        (dict(mlp="swiglu"), "has no 'vit.blocks.0.mlp.fc1_g.weight'"),
-        (dict(qkv_bias="qv"), "has no 'vit.blocks.0.attn.qkv.q_bias'"),
-        (dict(use_mrfp=False), "interaction 0 has only one of MRFP and CTI to V"),
-        (dict(mrfp_kernel_sizes=(3, 7)), "has shape (3, 1, 7, 7), not (3, 1, 5, 5)"),
-        (dict(pretrain_use_cls_token=False), "'vit.pos_embed' has shape"),
+        (dict(num_prefix_tokens=1), "no names for vit.prefix_tokens"),
+        (dict(pre_norm_eps=1e-5), "no names for vit.norm_pre.weight, vit.norm_pre.bias"),
+        (dict(mlp="swiglu"), "no names for vit.blocks.0.mlp.fc1_g.weight"),
+        (dict(qkv_bias="qv"), "no bias of k and no relative positions"),
+        (dict(use_mrfp=False), "'interactions.0' has only one of MRFP and CTI to V"),
+        (dict(mrfp_kernel_sizes=(3, 7)), "has a kernel of 7, the authors' has 5"),
+        (dict(pretrain_use_cls_token=False), "'pos_embed' has no row of a class token"),
     ],
     ids=str,
 )
 def test_what_the_authors_network_cannot_hold(arguments, message):
-    with pytest.raises(WeightsError, match=re.escape(message)):
-        to_official(own_weights(**arguments))
+    with pytest.raises(WeightsError, match=message):
+        to_official(network(**arguments))
 
 
-def mutations(weights):
+def mutations(weights: Weights):
     """Name, change, and what the error must say."""
     nan = weights["blocks.1.mlp.fc2.weight"].clone()
     nan[0, 0] = torch.nan
     return {
-        "missing": ("blocks.1.mlp.fc2.bias", None, "missing: 'vit.blocks.1.mlp.fc2.bias'"),
-        "no depth": ("patch_embed.proj.weight", None, "'vit.patch_embed.proj.weight' is missing"),
+        "missing": ("blocks.1.mlp.fc2.bias", None, "vit.blocks.1.mlp.fc2.bias: missing"),
+        "half": (
+            "interactions.1.cti_tov.attn.attention_weights.bias",
+            None,
+            "'interactions.1.cti_tov.attn.attention_weights.bias' is missing",
+        ),
         "shape": (
             "interactions.1.cti_tov.attn.value_proj.bias",
             torch.zeros(7),
-            "'interactions.1.cti_to_v.attn.value_proj.bias' has shape (7,), not (6,)",
+            "cti_to_v.attn.value_proj.bias: of shape (7,), in the model (6,)",
         ),
         "transposed": (
             "blocks.0.mlp.fc1.weight",
             weights["blocks.0.mlp.fc1.weight"].t(),
-            "'vit.blocks.0.mlp.fc1.bias' has shape (48,), not (12,)",
+            "vit.blocks.0.mlp.fc1.weight: of shape (12, 48), in the model (48, 12)",
         ),
-        "type": ("norm1.bias", torch.zeros(12, dtype=torch.long), "'out_norms.0.bias' is of torch"),
-        "nan": (
-            "blocks.1.mlp.fc2.weight",
-            nan,
-            "'vit.blocks.1.mlp.fc2.weight' has NaN or infinite",
+        "type": (
+            "norm1.bias",
+            torch.zeros(12, dtype=torch.long),
+            "out_norms.0.bias: of torch.int64",
         ),
-        "twice": (
+        "nan": ("blocks.1.mlp.fc2.weight", nan, "'blocks.1.mlp.fc2.weight' has NaN or infinite"),
+        "the other variant's": (
             "interactions.0.injector.gamma",
             torch.zeros(12),
-            "two tensors stand for 'interactions.0.cti_to_v.gamma'",
+            "not fit: interactions.0.injector.gamma",
         ),
         "unexpected": (
             "blocks.5.norm1.bias",
             torch.zeros(12),
-            "missing: 'vit.blocks.1.norm1.weight'",
+            "vit.blocks.5.norm1.bias: without a",
         ),
-        "positions": ("pos_embed", torch.zeros(1, 6, 12), "'vit.pos_embed' has shape (1, 6, 12)"),
+        "positions": ("pos_embed", torch.zeros(1, 6, 12), "vit.pos_embed: of shape (1, 6, 12)"),
     }
 
 
-@pytest.mark.parametrize("kind", mutations(to_official(own_weights())))
+@pytest.mark.parametrize("kind", mutations(to_official(network())))
 def test_a_damaged_checkpoint_is_an_error(kind):
-    official = to_official(own_weights())
+    net = network()
+    official = to_official(net)
     name, value, message = mutations(official)[kind]
     official[name] = value
     if value is None:
         del official[name]
-    if kind == "unexpected":
-        message = "missing: 'vit.blocks."
     with pytest.raises(WeightsError, match=re.escape(message)):
-        official_backbone(official)
+        load_weights(net, official)
 
 
 def test_foreign_relative_positions_are_an_error():
-    official = to_official(own_weights(use_rel_pos_bias=True, qkv_bias="qv"))
-    name = "blocks.0" + INDEX
+    net = network(use_rel_pos_bias=True, qkv_bias="qv")
+    official = to_official(net)
+    name = f"blocks.0.{INDEX}"
     official[name] = official[name].flip(0)
     with pytest.raises(WeightsError, match=rf"'backbone\.{name}' of shape \(4, 4\) is not the rel"):
-        official_backbone({"backbone." + n: t for n, t in official.items()})
+        load_weights(net, {f"backbone.{n}": t for n, t in official.items()})
 
 
 def test_arguments_of_the_detection_network():

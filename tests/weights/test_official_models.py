@@ -1,9 +1,10 @@
-"""The authors' whole models: Mask R-CNN's names and books, UPerNet against MMSegmentation.
+"""The authors' whole models: Mask R-CNN's names and account, UPerNet against MMSegmentation.
 
 UPerNet's numbers, tests/data/mmseg_upernet.safetensors, were made by MMSegmentation 1.2's own
 UPerHead and FCNHead with random weights. Mask R-CNN against MMDetection: tests/d2.
 """
 
+import json
 import random
 import re
 import sys
@@ -14,28 +15,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from comer_d2.heads.upernet import UPerNetHead
+from comer_d2.network import ViT, ViTCoMerNet
 from comer_d2.weights import (
     WeightsError,
-    convert_official_detector,
-    convert_official_segmentor,
+    convert_weights,
+    load_weights,
     read_weights,
-    to_official,
-    to_official_detector,
-    to_official_segmentor,
 )
-from comer_d2.weights.convert import conversion_report
-from comer_d2.weights.official import translate
-from comer_d2.weights.official_models import (
-    UPERNET,
-    is_official_detector,
-    is_official_segmentor,
-    official_detector,
-    read_official,
-    write_official,
-)
-from tests.networks import make_network
+from comer_d2.weights.conversion import Layout
+from comer_d2.weights.origins.mmsegmentation import UPERNET
+from tests.networks import official_network
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -47,43 +39,95 @@ def detector():
     return {n.removeprefix("weight."): t for n, t in tensors.items() if n.startswith("weight.")}
 
 
+class MaskRCNN(nn.Module):
+    """The names of Detectron2's Mask R-CNN on a ViT-CoMer, without what computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        about = json.loads((DATA / "mmdet_mask_rcnn.json").read_text())
+        width, classes, hidden = (
+            about[name] for name in ("fpn_channels", "num_classes", "fc_channels")
+        )
+        bottom_up = official_network(about["backbone"])
+        self.backbone = nn.Module()
+        self.backbone.bottom_up = bottom_up
+        for i in range(2, 6):
+            lateral = nn.Conv2d(bottom_up.vit.embed_dim, width, 1)
+            self.backbone.add_module(f"fpn_lateral{i}", lateral)
+            self.backbone.add_module(f"fpn_output{i}", nn.Conv2d(width, width, 3))
+        rpn = {"conv": 3, "objectness_logits": 1, "anchor_deltas": 1}
+        outputs = {"conv": width, "objectness_logits": 3, "anchor_deltas": 12}
+        self.proposal_generator = nn.Module()
+        self.proposal_generator.rpn_head = nn.ModuleDict(
+            {name: nn.Conv2d(width, outputs[name], side) for name, side in rpn.items()}
+        )
+        fc1, fc2 = nn.Linear(width * 49, hidden), nn.Linear(hidden, hidden)
+        scores, boxes = nn.Linear(hidden, classes + 1), nn.Linear(hidden, 4 * classes)
+        masks = {f"mask_fcn{i}": nn.Conv2d(width, width, 3) for i in range(1, 5)}
+        masks |= {
+            "deconv": nn.ConvTranspose2d(width, width, 2),
+            "predictor": nn.Conv2d(width, classes, 1),
+        }
+        self.roi_heads = nn.ModuleDict(
+            {
+                "box_head": nn.ModuleDict({"fc1": fc1, "fc2": fc2}),
+                "box_predictor": nn.ModuleDict({"cls_score": scores, "bbox_pred": boxes}),
+                "mask_head": nn.ModuleDict(masks),
+            }
+        )
+
+
+class UPerNet(nn.Module):
+    """The names of the semantic segmentor on a ViT-CoMer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = ViTCoMerNet(
+            ViT(
+                embed_dim=12,
+                depth=4,
+                num_heads=3,
+                pretrain_img_size=32,
+                window_size=0,
+                window_block_indexes=[],
+            ),
+            stem_width=4,
+            interaction_indexes=[[i, i] for i in range(4)],
+            deform_num_heads=3,
+            num_extra_cti=1,
+            vit_features="stages",
+        )
+        self.sem_seg_head = UPerNetHead(
+            in_channels=[12] * 4, num_classes=5, channels=16, auxiliary_channels=8
+        )
+
+
+@pytest.fixture
+def mask_rcnn():
+    return MaskRCNN()
+
+
 @pytest.fixture
 def segmentor():
     """A tiny UPerNet by MMSegmentation's names."""
-    backbone = make_network(
-        embed_dim=12,
-        depth=4,
-        num_heads=3,
-        pretrain_img_size=32,
-        stem_width=4,
-        interaction_indexes=[[i, i] for i in range(4)],
-        window_size=0,
-        deform_num_heads=3,
-        num_extra_cti=1,
-        vit_features="stages",
-        window_block_indexes=[],
-    )
+    backbone = UPerNet().backbone
+    official, _ = convert_weights(backbone, backbone.state_dict(), "official")
     tensors = load_file(DATA / "mmseg_upernet.safetensors")
     heads = {n.removeprefix("weight."): t for n, t in tensors.items() if n.startswith("weight.")}
-    return {f"backbone.{n}": t for n, t in to_official(backbone.state_dict()).items()} | heads
+    return {f"backbone.{n}": t for n, t in official.items()} | heads
 
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_mask_rcnn_there_and_back(detector):
-    converted = convert_official_detector({"state_dict": detector, "meta": {"epoch": 12}})
-    assert same(to_official_detector(converted), detector)
-    assert same(write_official(converted), detector)
-    assert {name.split(".")[0] for name in converted} == {
-        "backbone",
-        "proposal_generator",
-        "roi_heads",
-    }
+def test_mask_rcnn_there_and_back(detector, mask_rcnn):
+    converted, _ = convert_weights(mask_rcnn, detector)
+    assert converted.keys() == mask_rcnn.state_dict().keys()
+    assert same(convert_weights(mask_rcnn, converted, "official")[0], detector)
 
 
-def test_from_the_file_that_mmdetection_3_writes(detector, tmp_path, monkeypatch):
+def test_from_the_file_that_mmdetection_3_writes(detector, mask_rcnn, tmp_path, monkeypatch):
     """Beside the weights it has MMEngine's record of losses: an object, and methods by `getattr`."""
     module = ModuleType("mmengine.logging.history_buffer")
     recorder = type("HistoryBuffer", (), {"__module__": module.__name__, "mean": lambda self: 0})
@@ -98,14 +142,16 @@ def test_from_the_file_that_mmdetection_3_writes(detector, tmp_path, monkeypatch
     for name in packages:
         monkeypatch.delitem(sys.modules, name)
     weights, rest = read_weights(tmp_path / "epoch_12.pth")
-    assert same(convert_official_detector(weights), convert_official_detector(detector))
+    assert same(weights, detector)
+    load_weights(mask_rcnn, tmp_path / "epoch_12.pth", complete=True)
     assert rest["meta"] == {"epoch": 12}
 
 
 def test_upernet_there_and_back(segmentor):
-    converted = convert_official_segmentor(segmentor)
-    assert same(to_official_segmentor(converted), segmentor)
-    assert same(write_official(converted), segmentor)
+    model = UPerNet()
+    converted, _ = convert_weights(model, segmentor)
+    assert converted.keys() == model.state_dict().keys()
+    assert same(convert_weights(model, converted, "official")[0], segmentor)
 
 
 def test_upernet_computes_what_mmsegmentation_computes():
@@ -114,48 +160,20 @@ def test_upernet_computes_what_mmsegmentation_computes():
     head = UPerNetHead(
         in_channels=[12] * 4, num_classes=5, channels=16, auxiliary_channels=8
     ).eval()
-    names = {}
-    for name, tensor in tensors.items():
-        if name.startswith("weight."):
-            new = translate(name.removeprefix("weight."), UPERNET)
-            names[new.removeprefix("sem_seg_head.")] = tensor
-    head.load_state_dict(names, strict=True)
+    weights = {n.removeprefix("weight."): t for n, t in tensors.items() if "weight." in n[:7]}
+    names = Layout(UPERNET).read(weights).tensors
+    head.load_state_dict(
+        {n.removeprefix("sem_seg_head."): t for n, t in names.items()}, strict=True
+    )
     with torch.no_grad():
         logits, auxiliary = head.decoder(maps), head.auxiliary(maps[2])
     torch.testing.assert_close(logits, tensors["logits"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(auxiliary, tensors["auxiliary_logits"], atol=1e-5, rtol=1e-5)
 
 
-def test_recognised_by_names(detector, segmentor):
-    assert is_official_detector(detector) and not is_official_segmentor(detector)
-    assert is_official_segmentor(segmentor) and not is_official_detector(segmentor)
-    backbone_alone = [name for name in detector if name.startswith("backbone.")]
-    assert not is_official_detector(backbone_alone)
-    plain = [name for name in detector if not name.startswith("backbone.")]
-    assert not is_official_detector(plain)  # MMDetection's Mask R-CNN on another backbone
-
-
-def test_other_detectors_give_their_backbone(detector):
-    """Co-DETR: the backbone is loaded, and every tensor of the rest is listed."""
-    other = {n: t for n, t in detector.items() if n.startswith("backbone.")}
-    other |= {
-        "query_head.label_embedding.weight": torch.ones(2, 3),
-        "neck.convs.0.gn.bias": torch.ones(4),
-    }
-    books = read_official(other)
-    unused = {p.source: (p.elements, p.note) for p in books.parts if p.target is None}
-    assert unused == {
-        "query_head.label_embedding.weight": (6, "not of the backbone"),
-        "neck.convs.0.gn.bias": (4, "not of the backbone"),
-    }
-    assert sum(p.elements for p in books.parts) == sum(t.numel() for t in other.values())
-
-
-def test_books_and_report(detector):
-    books = official_detector(detector)
-    assert {p.source for p in books.parts} == set(detector)
-    assert all(p.target in books.tensors for p in books.parts)
-    report = conversion_report(books, "'small.pth'")
+def test_account_and_report(detector, mask_rcnn):
+    _, report = convert_weights(mask_rcnn, detector, label="'small.pth'")
+    assert {entry.source for entry in report.entries} == set(detector)
     assert report.source_elements == sum(t.numel() for t in detector.values())
     table = str(report)
     assert "the authors' Mask R-CNN from 'small.pth'" in table
@@ -166,54 +184,44 @@ def test_books_and_report(detector):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        (
-            "rpn_head.rpn_reg.bias",
-            None,
-            "missing: 'proposal_generator.rpn_head.anchor_deltas.bias'",
-        ),
-        ("neck.fpn_convs.2.conv.weight", None, "missing: 'backbone.fpn_output4.weight'"),
-        ("neck.lateral_convs.0.conv.weight", None, "'backbone.fpn_lateral2.weight' is missing"),
-        ("backbone.blocks.0.norm1.bias", None, "missing: 'vit.blocks.0.norm1.bias'"),
-        ("backbone.level_embed", None, "missing: 'level_embed'"),
-        ("roi_head.bbox_head.fc_cls.bias", torch.zeros(5), "has shape (5,), not (6,)"),
-        ("roi_head.bbox_head.fc_reg.weight", torch.zeros(4, 24), "has shape (4, 24), not (20, 24)"),
-        (
-            "rpn_head.rpn_cls.weight",
-            torch.zeros(3, 16),
-            "must have 4 dimensions, got shape (3, 16)",
-        ),
+        ("rpn_head.rpn_reg.bias", None, "proposal_generator.rpn_head.anchor_deltas.bias: missing"),
+        ("neck.fpn_convs.2.conv.weight", None, "backbone.fpn_output4.weight: missing"),
+        ("backbone.blocks.0.norm1.bias", None, "bottom_up.vit.blocks.0.norm1.bias: missing"),
+        ("backbone.level_embed", None, "bottom_up.level_embed: missing"),
+        ("roi_head.bbox_head.fc_cls.bias", torch.zeros(5), "of shape (5,), in the model (6,)"),
         ("rpn_head.rpn_cls.bias", torch.full((3,), torch.nan), "'rpn_head.rpn_cls.bias' has NaN"),
-        ("rpn_head.rpn_cls.bias", torch.zeros(3, dtype=torch.int8), "is of torch.int8"),
-        ("neck.fpn_convs.4.conv.weight", torch.zeros(1), "has no 'neck.fpn_convs.4.conv.weight'"),
-        ("bbox_head.fc_cls.weight", torch.zeros(1), "has no 'bbox_head.fc_cls.weight'"),
-        ("ema_backbone_level_embed", torch.zeros(1), "has no 'ema_backbone_level_embed'"),
-        ("backbone.blocks.0.attn.rope", torch.zeros(1), "'blocks.0.attn.rope' is not a tensor"),
+        (
+            "rpn_head.rpn_cls.bias",
+            torch.zeros(3, dtype=torch.int8),
+            "objectness_logits.bias: of torch.int8",
+        ),
+        ("neck.fpn_convs.4.conv.weight", torch.zeros(1), "fit: neck.fpn_convs.4.conv.weight ("),
+        ("bbox_head.fc_cls.weight", torch.zeros(1), "fit: bbox_head.fc_cls.weight ("),
+        ("ema_backbone_level_embed", torch.zeros(1), "a moving average of the weights"),
+        ("backbone.blocks.0.attn.rope", torch.zeros(1), "fit: backbone.blocks.0.attn.rope ("),
     ],
 )
-def test_a_damaged_checkpoint_is_an_error(detector, name, value, message):
+def test_a_damaged_checkpoint_is_an_error(detector, mask_rcnn, name, value, message):
     detector[name] = value
     if value is None:
         del detector[name]
     with pytest.raises(WeightsError, match=re.escape(message)):
-        convert_official_detector(detector)
+        load_weights(mask_rcnn, detector)
 
 
-def test_another_model_of_this_project_is_an_error(detector):
-    converted = convert_official_detector(detector)
-    converted["roi_heads.box_head.conv1.weight"] = torch.zeros(1)  # a 4conv1fc head, say
-    with pytest.raises(WeightsError, match=r"has no 'roi_heads\.box_head\.conv1\.weight'"):
-        to_official_detector(converted)
-    del converted["roi_heads.box_head.conv1.weight"], converted["roi_heads.box_head.fc2.bias"]
-    with pytest.raises(WeightsError, match=r"missing: 'roi_heads\.box_head\.fc2\.bias'"):
-        to_official_detector(converted)
+def test_another_model_of_this_project_is_an_error(mask_rcnn):
+    weights = mask_rcnn.state_dict()
+    mask_rcnn.roi_heads["box_head"]["conv1"] = nn.Linear(1, 1)  # a 4conv1fc head, say
+    with pytest.raises(WeightsError, match=r"roi_heads\.box_head\.conv1\.weight.*: missing"):
+        convert_weights(mask_rcnn, weights, "official")
+    with pytest.raises(WeightsError, match=r"no names for roi_heads\.box_head\.conv1\.weight"):
+        convert_weights(mask_rcnn, mask_rcnn.state_dict(), "official")
 
 
 def test_upernet_with_a_tensor_missing_is_an_error(segmentor):
     del segmentor["decode_head.psp_modules.2.1.bn.running_var"]
-    with pytest.raises(
-        WeightsError, match=r"missing: 'sem_seg_head\.decoder\.pooling\.branches\.2"
-    ):
-        convert_official_segmentor(segmentor)
+    with pytest.raises(WeightsError, match=r"pooling\.branches\.2\.norm\.running_var: missing"):
+        load_weights(UPerNet(), segmentor)
 
 
 MUTATIONS = {
@@ -232,10 +240,11 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_every_mutation_is_an_error(detector, mutation):
+def test_every_mutation_is_an_error(detector, mask_rcnn, mutation):
     """Of eight tensors drawn at random, by six kinds of damage: never a silent difference."""
     names = random.Random(mutation).sample(sorted(detector), 8)
     for name in names:
         with pytest.raises(WeightsError) as error:
-            convert_official_detector(MUTATIONS[mutation](detector, name))
-        assert str(error.value).count("'") >= 2, "the error names a tensor"
+            load_weights(mask_rcnn, MUTATIONS[mutation](detector, name))
+        last = name.rpartition(".")[2]
+        assert last[:-1] in str(error.value), "the error names a tensor"

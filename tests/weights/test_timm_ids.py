@@ -9,21 +9,23 @@ import torch
 from safetensors.torch import save_file
 from timm.models import _builder
 
-from comer_d2.weights import WeightsError, load_pretrained, load_weights
-from comer_d2.weights.pretrained import from_timm_model
-from tests.networks import make_network
-from tests.weights.cases import CASES, make_net, make_timm, randomise
+from comer_d2.network import ViT, ViTCoMerNet
+from comer_d2.weights import WeightsError, load_weights
+from tests.weights.cases import CASES, make_net, randomise
 
 MODEL_ID = "vit_tiny_patch16_224.augreg_in21k"
-TINY = dict(
-    embed_dim=192,
-    num_heads=3,
-    deform_num_heads=3,
-    stem_width=4,
-    num_extra_cti=0,
-    cnn_feature_interaction=False,
-    use_mrfp=False,
-)
+TINY = dict(embed_dim=192, num_heads=3)
+
+
+def tiny_net(**arguments: object) -> ViTCoMerNet:
+    return ViTCoMerNet(
+        ViT(**TINY | arguments),
+        deform_num_heads=3,
+        stem_width=4,
+        num_extra_cti=0,
+        cnn_feature_interaction=False,
+        use_mrfp=False,
+    )
 
 
 @pytest.fixture
@@ -49,12 +51,11 @@ def test_from_the_hubs_cache(cache):
     weights = timm.create_model(MODEL_ID).state_dict()
     weights = {name: torch.randn_like(tensor) for name, tensor in weights.items()}
     put(cache, config.hf_hub_id, weights)
-    net = make_network(**TINY)
+    net = tiny_net()
     report = load_weights(net, f"timm:{MODEL_ID}")
-    for name, tensor in net.state_dict().items():
-        inner = name.removeprefix("vit.")
-        if inner.startswith(("blocks", "patch_embed")) and ".ls" not in name:
-            assert torch.equal(tensor, weights[inner]), name
+    for name, tensor in net.vit.state_dict().items():
+        if name.startswith(("blocks", "patch_embed")) and ".ls" not in name:
+            assert torch.equal(tensor, weights[name]), name
     assert report.source == f"timm:{MODEL_ID}"
     assert report.source_elements == sum(t.numel() for t in weights.values())
 
@@ -70,9 +71,9 @@ def test_timm_says_where_an_id_is(monkeypatch):
 
     monkeypatch.setattr(_builder, "load_state_dict_from_hf", load_state_dict_from_hf)
     dinov3 = dict(use_abs_pos=False, rope="dinov3", layer_norm_eps=1e-5, num_prefix_tokens=5)
-    net = make_network(**TINY | dinov3)
+    net = tiny_net(**dinov3)
     model_id = "vit_tiny_patch16_dinov3_qkvb.eupe_lvd1689m"
-    load_pretrained(net, f"timm:{model_id}")
+    load_weights(net, f"timm:{model_id}")
     assert asked == [timm.get_pretrained_cfg(model_id).hf_hub_id]
     assert torch.equal(net.vit.blocks[11].mlp.fc2.weight, original["blocks.11.mlp.fc2.weight"])
     assert torch.equal(net.vit.prefix_tokens[:, 1:], original["reg_token"])
@@ -90,7 +91,7 @@ def test_timm_says_where_an_id_is(monkeypatch):
     ],
 )
 def test_without_a_network(cache, model_id, message):
-    net = make_network(**TINY)
+    net = tiny_net()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with pytest.raises(WeightsError, match=message):
         load_weights(net, f"timm:{model_id}")
@@ -99,12 +100,12 @@ def test_without_a_network(cache, model_id, message):
 
 def test_sha256_is_for_files():
     with pytest.raises(WeightsError, match="sha256 is for files"):
-        load_pretrained(make_network(**TINY), f"timm:{MODEL_ID}", sha256="0" * 64)
+        load_weights(tiny_net(), f"timm:{MODEL_ID}", sha256="0" * 64)
 
 
 SMALL = dict(embed_dim=48, depth=1, num_heads=3, img_size=64, num_classes=0)
 DIFFERENT = {
-    "no ViT": ("resnet18", {}, "timm's ResNet with .* is no ViT that is known here"),
+    "no ViT": ("resnet18", {}, "timm's ResNet with .* no ViT that is known here"),
     "no usual ViT": ("swin_tiny_patch4_window7_224", {}, "timm's SwinTransformer"),
     "activation": (
         "vit_base_patch16_224",
@@ -117,14 +118,14 @@ DIFFERENT = {
         r"blocks\.0\.attn\.q_norm\.weight",
     ),
     "rotary positions": (
-        "vit_base_patch16_rope_224",
+        "vit_base_patch16_rope_mixed_224",
         SMALL,
-        r"is no ViT that is known here|rope is|known here \(docs",
+        r"does not fit: rope\.freqs",
     ),
     "order of the norms": (
         "vit_base_patch16_224",
         SMALL | dict(block_fn=timm.models.vision_transformer.ResPostBlock),
-        "ResPostBlock blocks is no ViT that is known here",
+        "ResPostBlock blocks, and no ViT that is known here",
     ),
 }
 
@@ -134,16 +135,14 @@ def test_a_model_that_computes_something_else(kind, monkeypatch):
     name, arguments, message = DIFFERENT[kind]
     model = timm.create_model(name, **arguments)
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: model)
-    net = make_net(CASES["deit"], depth=1, interaction_indexes=((0, 0),), num_prefix_tokens=0)
+    net = make_net(CASES["deit"], depth=1, num_prefix_tokens=0)
     with pytest.raises(WeightsError, match=message):
-        load_pretrained(net, f"timm:{name}")
+        load_weights(net, f"timm:{name}")
 
 
 def test_another_number_of_heads_is_noticed():
     """It does not show in the shapes."""
-    pretraining = from_timm_model(make_timm(CASES["deit"]), None, "timm")
-    assert pretraining.computation["num_heads"] == 3
-    net = make_network(**TINY | dict(num_heads=6))
+    net = tiny_net(num_heads=6)
     source = timm.create_model("vit_tiny_patch16_224").state_dict()
     with pytest.raises(WeightsError, match="num_heads: the weights need 3, the network has 6"):
-        load_pretrained(net, source)
+        load_weights(net, source)

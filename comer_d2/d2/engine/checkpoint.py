@@ -15,8 +15,8 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from ...weights import WeightsError, load_weights, read_weights
-from ...weights.files import write_atomically
-from ...weights.pretrained import TIMM
+from ...weights.files import averages_beside, write_atomically
+from ...weights.timm_hub import TIMM
 from ..errors import TrainingError, UserError
 from .output_folder import describe
 
@@ -172,6 +172,10 @@ def load_checkpoint(
     if not source.startswith(TIMM):
         rest = read_checkpoint(source, sha256)
         weights, sha256 = rest.pop("model"), None
+        for name in averages_beside(rest):
+            logger.info(
+                "'%s' also holds '%s', a moving average of the weights: not used", source, name
+            )
     try:
         report = load_weights(
             model,

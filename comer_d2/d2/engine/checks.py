@@ -11,7 +11,7 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ...weights.pretrained import TIMM
+from ...weights.timm_hub import TIMM
 from ..data.custom import check_dataset, register_dataset
 from ..data.kind import CheckedDataset
 from ..errors import UserError

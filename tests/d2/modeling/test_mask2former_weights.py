@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from comer_d2.d2.engine.checkpoint import load_checkpoint
 from comer_d2.d2.errors import UserError
-from comer_d2.weights import convert_mask2former
+from comer_d2.weights.origins.mask2former import PIXEL_DECODER, layout
 
 ROOT = Path(__file__).parents[3]
 KEYS = ROOT / "tests" / "data" / "keys_m2f.txt"
@@ -71,7 +71,7 @@ def load(
 def test_a_head_of_the_same_backbone_channels_loads_whole(model: nn.Module, tmp_path: Path) -> None:
     weights = official(dict.fromkeys([256, 512, 1024, 2048], DIM))
     before = load(model, weights, tmp_path / "model_final.pkl", [])
-    after, head = model.state_dict(), convert_mask2former(weights)
+    after, head = model.state_dict(), layout(PIXEL_DECODER).read(weights).tensors
     for name, tensor in after.items():
         if name.startswith("backbone."):
             assert torch.equal(tensor, before[name]), name  # fresh
@@ -86,9 +86,12 @@ def test_a_head_of_the_same_backbone_channels_loads_whole(model: nn.Module, tmp_
 def test_the_projections_of_a_resnet_may_be_left_out(model: nn.Module, tmp_path: Path) -> None:
     weights = official({256: 26, 512: 51, 1024: 102, 2048: 204})
     path = tmp_path / "model_final.pkl"
-    with pytest.raises(UserError, match=r"input_proj\.0\.0\.weight \(\(32, 204, 1, 1\), \(32, 24"):
+    with pytest.raises(
+        UserError, match=r"input_proj\.0\.0\.weight: of shape \(32, 204, 1, 1\), in the"
+    ):
         load(model, weights, path, [])
-    before, head = load(model, weights, path, ALLOW), convert_mask2former(weights)
+    before = load(model, weights, path, ALLOW)
+    head = layout(PIXEL_DECODER).read(weights).tensors
     for name, tensor in model.state_dict().items():
         kept = name.startswith("backbone.") or re.fullmatch(OF_BACKBONE, name)
         assert torch.equal(tensor, before[name] if kept else head[name]), name
@@ -101,7 +104,9 @@ def test_another_number_of_classes(model: nn.Module, tmp_path: Path) -> None:
         if "class_embed" in name or name == "criterion.empty_weight":
             weights[name] = torch.cat([tensor, tensor])
     path = tmp_path / "model_final.pkl"
-    with pytest.raises(UserError, match=r"class_embed\.weight \(\(12, 32\), \(6, 32\)\)"):
+    with pytest.raises(
+        UserError, match=r"class_embed\.weight: of shape \(12, 32\), in the model \(6, 32\)"
+    ):
         load(model, weights, path, [])
     before = load(model, weights, path, classes)
     kept = model.state_dict()["sem_seg_head.predictor.class_embed.weight"]
