@@ -1,6 +1,7 @@
 """Every config file: it loads without data, builds, and says what its recipe says."""
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -133,6 +134,22 @@ def test_detectors_of_boxes(leaf: str, detector: float) -> None:
     assert round(count(build(cfg)) / 1e6, 2) == detector
     assert not cfg.dataloader.train.mapper.use_instance_mask
     assert not cfg.dataloader.train.mapper.get("recompute_boxes")  # of masks
+
+
+def test_other_backbones_have_the_parameters_that_the_model_zoo_names() -> None:
+    page = (CONFIGS.parent / "docs" / "MODEL_ZOO.md").read_text()
+    section = page.split("## The same heads on other backbones")[1].split("\n## ")[0]
+    rows = re.findall(
+        r"^\| `(\w+)`.*? \| ([\d.]+)M \| ([\d.]+)M \| ([\d.]+) \|$", section, re.MULTILINE
+    )
+    assert len(rows) == 12
+    for leaf, backbone, detector, drop_path in rows:
+        cfg = load(f"COCO/{leaf}.py")
+        model, node = build(cfg), cfg.model.backbone
+        trunk = model.backbone.bottom_up if "bottom_up" in node else model.backbone
+        counts = [f"{count(module) / 1e6:.2f}" for module in (trunk, model)]
+        assert (leaf, *counts) == (leaf, backbone, detector)
+        assert node.get("bottom_up", node).drop_path_rate == float(drop_path)
 
 
 @pytest.mark.parametrize("size", "tsbl")
