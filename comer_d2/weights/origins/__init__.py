@@ -10,6 +10,7 @@ from . import (
     eva02,
     mask2former,
     mmdetection,
+    mmdetection_dino,
     mmsegmentation,
     plain_vit,
     rope_vit,
@@ -19,6 +20,7 @@ from . import (
 
 ORIGINS = (
     *mmdetection.ORIGINS,
+    *mmdetection_dino.ORIGINS,
     *mmsegmentation.ORIGINS,
     *vit_comer.ORIGINS,
     *mask2former.ORIGINS,

@@ -1,7 +1,6 @@
 """Parity with MMDetection's DINO, on numbers made by running it with random weights."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,56 +12,19 @@ from torchvision.ops import box_convert
 
 from comer_d2.heads.dino import BoxMatcher, DINOCriterion, DINOHead
 from comer_d2.heads.dino.head import DINOOutputs
+from comer_d2.weights.origins.mmdetection_dino import layout
 from tests.heads.dino.tiny_dino import tiny_head
 
 DATA = Path(__file__).parents[2] / "data"
 CASES = ["padded", "full"]
 GRADIENT_RTOL = 1e-4  # of the tensor's absolute maximum
 
-RENAMES = [
-    (r"neck\.convs\.(\d)\.conv\.", r"neck.projections.\1.0."),
-    (r"neck\.convs\.(\d)\.gn\.", r"neck.projections.\1.1."),
-    (r"neck\.extra_convs\.0\.conv\.", "neck.projections.3.0."),
-    (r"neck\.extra_convs\.0\.gn\.", "neck.projections.3.1."),
-    (r"^level_embed$", "encoder.level_embed"),
-    (r"^encoder\.layers\.(\d)\.norms\.0", r"encoder.layers.\1.norm1"),
-    (r"^encoder\.layers\.(\d)\.norms\.1", r"encoder.layers.\1.norm2"),
-    (r"decoder\.layers\.(\d)\.norms\.(\d)", lambda m: f"decoder.layers.{m[1]}.norm{int(m[2]) + 1}"),
-    (r"coder\.layers\.(\d)\.ffn\.layers\.0\.0", r"coder.layers.\1.linear1"),
-    (r"coder\.layers\.(\d)\.ffn\.layers\.1", r"coder.layers.\1.linear2"),
-    (r"self_attn\.attn\.out_proj", "self_attn.out_proj"),
-    (r"decoder\.ref_point_head\.layers\.0", "decoder.box_position.0"),
-    (r"decoder\.ref_point_head\.layers\.1", "decoder.box_position.2"),
-    (r"memory_trans_fc", "proposals.proj"),
-    (r"memory_trans_norm", "proposals.norm"),
-    (r"bbox_head\.cls_branches\.3\.", "proposals.class_embed."),
-    (r"bbox_head\.reg_branches\.3\.", "proposals.bbox_embed."),
-    (r"bbox_head\.cls_branches\.", "decoder.class_embed."),
-    (r"bbox_head\.reg_branches\.", "decoder.bbox_embed."),
-    (r"dn_query_generator\.label_embedding", "denoising.label_embed"),
-    (r"query_embedding", "query_embed"),
-]
-
 
 def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """MMDetection's parameters or their gradients by the names here."""
-    own = {}
-    for original, tensor in tensors.items():
-        name = original
-        for pattern, new in RENAMES:
-            name = re.sub(pattern, new, name)
-        if ".in_proj_" in name:
-            kind = name.rpartition("_")[2]
-            prefix = name.partition("attn.in_proj")[0]
-            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
-                own[f"{prefix}{part}_proj.{kind}"] = piece
-        elif "sampling_offsets" in name:
-            own[name.replace("sampling_offsets", "sampling")] = torch.cat(
-                [tensor, tensors[original.replace("sampling_offsets", "attention_weights")]]
-            )
-        elif "attention_weights" not in name:
-            own[name] = tensor
-    return own
+    conversion = layout(maps=3, decoder_layers=3).read(tensors)
+    assert not conversion.left
+    return under("head.", conversion.tensors)
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
