@@ -124,9 +124,8 @@ class MaskedTransformerDecoder(nn.Module):
         ):
             tokens = map_to_tokens(proj(feature)) + embed
             memory.append(tokens)
-            positions.append(
-                sine_position_encoding(*feature.shape[-2:], tokens.shape[-1], tokens.device)
-            )
+            position = sine_position_encoding(*feature.shape[-2:], tokens.shape[-1], tokens.device)
+            positions.append(position.to(embed.dtype))  # float32 also under autocast
         return memory, positions
 
     def predict(self, x: Tensor, mask_features: Tensor) -> dict[str, Tensor]:

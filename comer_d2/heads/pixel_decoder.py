@@ -174,12 +174,13 @@ class Encoder(nn.Module):
         """Maps (B, C, H_i, W_i), coarsest first -> maps of the same shapes."""
         levels = Levels(tuple(tuple(m.shape[-2:]) for m in maps))
         x = levels.merge(maps)
-        position = torch.cat(
+        positions = torch.cat(
             [
                 sine_position_encoding(h, w, x.shape[-1], x.device) + embed
                 for (h, w), embed in zip(levels.spatial_shapes, self.level_embed, strict=True)
             ]
         )
+        position = positions.to(self.level_embed.dtype)  # float32 also under autocast
         for layer in self.encoder.layers:
             x = layer(x, position, levels)
         return levels.maps(x)

@@ -135,3 +135,15 @@ def test_a_count_of_classes_that_disagrees(
     ]
     assert main(["--config-file", TINY, *arguments]) == 2
     assert "set model.sem_seg_head.num_classes=3" in capfd.readouterr().err
+
+
+def test_one_image_a_process_is_told_what_to_do(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    arguments = [*overrides(data), f"train.output_dir={tmp_path / 'one'}", "train.max_iter=1"]
+    arguments.append("dataloader.train.total_batch_size=1")
+    assert main(["--config-file", TINY, *arguments]) == 2
+    assert "or model.sem_seg_head.norm_layer.norm=GN" in capfd.readouterr().err
+    wider = ["model.sem_seg_head.channels=64", "model.sem_seg_head.auxiliary_channels=32"]
+    arguments += ["model.sem_seg_head.norm_layer.norm=GN", f"train.output_dir={tmp_path / 'gn'}"]
+    assert main(["--config-file", TINY, *arguments, *wider]) == 0

@@ -96,6 +96,21 @@ def test_every_parameter_learns(counts: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    head, inputs = tiny_head(), features()
+    with torch.no_grad():
+        expected = head(inputs)["aux_outputs"][0]  # before the threshold of an attention mask
+        head.to(dtype)
+        output = head({name: value.to(dtype) for name, value in inputs.items()})
+    found = output["aux_outputs"][0]
+    for name in ("pred_logits", "pred_masks"):
+        assert output[name].dtype == dtype and torch.isfinite(output[name]).all()
+        scale = expected[name].abs().max()
+        assert (found[name].float() - expected[name]).abs().max() < 0.05 * scale
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     head, inputs = tiny_head(), features()

@@ -198,11 +198,14 @@ def check_files(
     bad: dict[Any, BadImage] = {}
     unsized, turned, other = [], [], []
     for image, size in zip(images, sizes, strict=True):
+        listed = (image.get("width"), image.get("height"))
+        is_listed = all(isinstance(side, (int, float)) and side > 0 for side in listed)
         if isinstance(size, BadImage):
             bad[image["id"]] = size
+            if not is_listed:
+                image["size_is_wrong"] = True
             continue
-        listed = (image.get("width"), image.get("height"))
-        if not all(isinstance(side, (int, float)) and side > 0 for side in listed):
+        if not is_listed:
             unsized.append(image["file_name"])
         elif listed != size:
             text = f"{image['file_name']}: {size[0]} x {size[1]}, json: {listed[0]} x {listed[1]}"
@@ -222,18 +225,19 @@ def check_files(
         "original files, or scale width, height, boxes and masks)",
         other,
     )
-    if len(bad) <= max_bad_images * len(images):
-        found.note(
-            "images left out (dataset.on_bad_image=skip)", map(str, bad.values()), changed=True
-        )
-    else:
+    if len(bad) > max_bad_images * len(images):
         found.findings.extend(
             "images that are missing or cannot be read (dataset.on_bad_image=skip leaves out a few)",
             map(str, bad.values()),
         )
+        return
+    found.note("images left out (dataset.on_bad_image=skip)", map(str, bad.values()), changed=True)
     found.content["images"] = [image for image in images if image["id"] not in bad]
-    annotations = found.content["annotations"]
-    found.content["annotations"] = [a for a in annotations if a["image_id"] not in bad]
+    found.content["annotations"] = [
+        annotation
+        for annotation in found.content["annotations"]
+        if annotation["image_id"] not in bad
+    ]
 
 
 def _find_files(found: CocoFile, folder: Path) -> list[str]:
@@ -293,7 +297,8 @@ def _check_annotations(found: CocoFile, need_masks: bool, repair: bool) -> None:
         (_name(a) for a in annotations if a.get("ignore")),
     )
     _check_crowds(found)
-    _check_numbers(found, images, need_masks)
+    counts = Counter(annotation["image_id"] for annotation in annotations)
+    check_numbers(findings, counts, images, need_masks)
     # Where the size is wrong, what is outside is not known.
     wrong = {"size_is_wrong": True}
     sized = [a for a in annotations if not images.get(a["image_id"], wrong).get("size_is_wrong")]
@@ -322,9 +327,10 @@ def _check_crowds(found: CocoFile) -> None:
         )
 
 
-def _check_numbers(found: CocoFile, images: dict[Any, dict], need_masks: bool) -> None:
-    """Objects of an image that would not fit into memory."""
-    counts = Counter(a["image_id"] for a in found.content["annotations"])
+def check_numbers(
+    findings: Findings, counts: Mapping[Any, int], images: dict[Any, dict], need_masks: bool
+) -> None:
+    """Objects of an image that would not fit into memory; `counts`: image id -> objects."""
     many, large = [], []
     for image_id, count in counts.items():
         image = images.get(image_id, {})
@@ -333,11 +339,11 @@ def _check_numbers(found: CocoFile, images: dict[Any, dict], need_masks: bool) -
             many.append(f"{image.get('file_name', image_id)}: {count}")
         elif need_masks and size > MAX_MASK_BYTES:
             large.append(f"{image['file_name']}: {count} masks, {size / 2**30:.1f} GiB")
-    found.findings.extend(
+    findings.extend(
         f"images with more than {MAX_OBJECTS} annotations, more than memory holds (cut them into tiles)",
         many,
     )
-    found.findings.extend(
+    findings.extend(
         f"images whose masks need more than {MAX_MASK_BYTES / 2**30:.0f} GiB (cut them into tiles)",
         large,
     )

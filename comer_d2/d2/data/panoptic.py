@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from ..errors import UserError
 from ..evaluation.panoptic import PanopticEvaluator
 from ..evaluation.semantic import SemanticEvaluator
-from .coco_json import CocoFile, check_categories, check_fields, check_files, parse
+from .coco_json import CocoFile, check_categories, check_fields, check_files, check_numbers, parse
 from .findings import SHOWN
 from .images import read_all
 from .kind import (
@@ -211,6 +211,8 @@ def _check_segments(found: CocoFile, folder: Path, title: str) -> None:
         "images without an annotation, which are not used",
         (image["file_name"] for i, image in images.items() if i not in annotated),
     )
+    segments = {a["image_id"]: len(a["segments_info"]) for a in annotations}
+    check_numbers(findings, segments, images, need_masks=True)
     categories = found.categories
     broken = [
         f"{a['file_name']}: {s!r}"

@@ -72,7 +72,7 @@ def instances(
 
     Returns:
         Instances of `frame.output` with `scores`, `pred_classes`, `pred_masks` (n, H, W) bool and
-        `pred_boxes`, best class probability first.
+        `pred_boxes`, best score first.
     """
     num_classes = logits.shape[1] - 1
     probabilities = logits.float().softmax(dim=-1)[:, :-1].flatten()
@@ -90,9 +90,11 @@ def instances(
         binary[chosen] = inside
         area = inside.flatten(1).sum(1)
         quality[chosen] = (enlarged.sigmoid() * inside).flatten(1).sum(1) / area.clamp(min=1)
-    kept = quality > 0
+    scores = scores * quality
+    kept = scores.argsort(descending=True, stable=True)
+    kept = kept[quality[kept] > 0]
     result = Instances(frame.output)
-    result.scores = (scores * quality)[kept]
+    result.scores = scores[kept]
     result.pred_classes = classes[kept]
     result.pred_masks = binary[kept]
     result.pred_boxes = BitMasks(result.pred_masks).get_bounding_boxes().to(masks.device)

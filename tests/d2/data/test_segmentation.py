@@ -268,6 +268,42 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     assert "use one of instances, semantic, panoptic" in error(cfg)
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("categories", {"name": "road"}, "1 category names that come twice"),
+        ("categories", {"isthing": None}, "1 categories without 'isthing': number 1"),
+        ("images", {"id": "n0"}, "1 images whose id another one has: n0"),
+        ("images", {"width": 3}, "1 images of another size than the json says"),
+        ("images", {"file_name": "0.jpg"}, "images that are listed more than once"),
+        ("images", {"file_name": "9.jpg"}, "9.jpg: there is no such file"),
+        ("annotations", {"image_id": "n7"}, "1 annotations of an image that is not listed"),
+        ("annotations", {"file_name": "0.png"}, "1 annotations whose file_name another one has"),
+        ("annotations", {"segments_info": None}, "1 annotations without 'segments_info'"),
+        ("annotations", {"segments_info": []}, "1.png: segments [8, 9, 300, 70000] are not in its"),
+        ("annotations", {"segments_info": [{"id": 8}]}, "1 segments without a number as id or"),
+    ],
+)
+def test_entries_of_a_panoptic_json(
+    tmp_path: Path, part: str, change: dict[str, Any], message: str
+) -> None:
+    cfg = write_panoptic(tmp_path)
+    content = json.loads((tmp_path / "val.json").read_text())
+    content[part][1].update(change)
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    assert message in error(cfg)
+
+
+def test_sizes_of_a_panoptic_json_are_read_from_the_images(tmp_path: Path) -> None:
+    cfg = write_panoptic(tmp_path)
+    content = json.loads((tmp_path / "train.json").read_text())
+    for image in content["images"]:
+        del image["width"], image["height"]
+    (tmp_path / "train.json").write_text(json.dumps(content), encoding="utf-8-sig")
+    resolve_dataset(cfg)
+    assert (first("test_seg_own_train")["width"], first("test_seg_own_train")["height"]) == (16, 12)
+
+
 def test_panoptic_json_that_does_not_fit(tmp_path: Path) -> None:
     cfg = write_panoptic(tmp_path)
     (tmp_path / "val" / "panoptic" / "1.png").unlink()

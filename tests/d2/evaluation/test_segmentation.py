@@ -268,3 +268,37 @@ def test_a_wrong_size_names_the_file(two_images) -> None:
         PanopticEvaluator("test_seg_pan").process(
             two_images[:1], [{"panoptic_seg": (torch.zeros(5, 9, dtype=torch.int32), [])}]
         )
+
+
+def test_classes_of_one_name_keep_their_metrics(two_images) -> None:
+    for name in ("test_seg_pan", "test_seg_sem"):
+        metadata = MetadataCatalog.get(name)
+        del metadata.stuff_classes
+        metadata.stuff_classes = ["dog", "dog", "never"]
+    semantic, panoptic = SemanticEvaluator("test_seg_sem"), PanopticEvaluator("test_seg_pan")
+    for record in two_images:
+        ids = torch.from_numpy(read_panoptic_png(record["pan_seg_file_name"]))
+        scores = torch.zeros(3, *ids.shape)
+        scores[1] = 1
+        semantic.process([record], [{"sem_seg": scores}])
+        panoptic.process([record], [{"panoptic_seg": (ids, record["segments_info"])}])
+    found = semantic.evaluate()["sem_seg"]
+    assert found["IoU-dog (0)"] == 0 and found["IoU-dog (1)"] > 0
+    assert panoptic.evaluate()["panoptic_seg"].keys() >= {"PQ-dog (0)", "PQ-dog (1)"}
+
+
+def test_predictions_of_one_name_in_two_folders_are_kept_apart(two_images, tmp_path: Path) -> None:
+    for number, record in enumerate(two_images):
+        moved = tmp_path / f"folder{number}" / "same.png"
+        moved.parent.mkdir()
+        Path(record["pan_seg_file_name"]).rename(moved)
+        record["pan_seg_file_name"] = str(moved)
+    evaluator = PanopticEvaluator("test_seg_pan", output_dir=tmp_path / "out")
+    for record in two_images:
+        ids = torch.from_numpy(read_panoptic_png(record["pan_seg_file_name"]))
+        evaluator.process([record], [{"panoptic_seg": (ids, record["segments_info"])}])
+    evaluator.evaluate()
+    for record in two_images:
+        name = Path(record["pan_seg_file_name"]).relative_to(tmp_path)
+        written = read_panoptic_png(tmp_path / "out" / "panoptic" / name)
+        assert (written == read_panoptic_png(record["pan_seg_file_name"])).all()

@@ -139,3 +139,14 @@ def test_few_masks_at_a_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(mask_inference, "MASKS_AT_A_TIME", 7)
     for one, other in zip(first, everything(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_instances_come_best_score_first() -> None:
+    """A query whose class is surest can have the vaguest mask: the score is their product."""
+    vague = masks("####....", "....####")
+    vague[0] = torch.where(vague[0] > 0, 0.1, -SURE)
+    both = torch.cat([logits(PERSON), logits(DOG, sure=4.0)])
+    found = instances(both, vague, frame(), max_instances=2)
+    assert found.pred_classes.tolist() == [DOG, PERSON]
+    assert found.scores[0] > found.scores[1]
+    assert found.pred_masks[:, 0].tolist() == [[False] * 4 + [True] * 4, [True] * 4 + [False] * 4]
