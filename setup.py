@@ -162,6 +162,6 @@ setup(
         "quickstart": ["scikit-learn", "tensorboard"],
         "supervision": ["supervision"],
         "video": ["av"],
-        "test": ["pytest", "ruff", "scikit-learn", "tensorboard"],
+        "test": ["pytest", "ruff", "mypy", "peft", "torchao", "scikit-learn", "tensorboard"],
     },
 )

@@ -95,8 +95,8 @@ class MaskedTransformerDecoder(nn.Module):
         """
         memory, positions = self.memory(maps)
         batch = mask_features.shape[0]
-        x = self.query_feat.weight.expand(batch, -1, -1)
-        query_position = self.query_embed.weight
+        x = rows(self.query_feat).expand(batch, -1, -1)
+        query_position = rows(self.query_embed)
         prediction = self.predict(x, mask_features)
         before = []
         layers = zip(
@@ -119,9 +119,7 @@ class MaskedTransformerDecoder(nn.Module):
     def memory(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Maps (B, in_channels, H_i, W_i) -> tokens (B, H_i*W_i, C), positions (H_i*W_i, C)."""
         memory, positions = [], []
-        for feature, proj, embed in zip(
-            maps, self.input_proj, self.level_embed.weight, strict=True
-        ):
+        for feature, proj, embed in zip(maps, self.input_proj, rows(self.level_embed), strict=True):
             tokens = map_to_tokens(proj(feature)) + embed
             memory.append(tokens)
             position = sine_position_encoding(*feature.shape[-2:], tokens.shape[-1], tokens.device)
@@ -133,6 +131,11 @@ class MaskedTransformerDecoder(nn.Module):
         x = self.decoder_norm(x)
         masks = torch.einsum("bqc,bchw->bqhw", self.mask_embed(x), mask_features)
         return {"pred_logits": self.class_embed(x), "pred_masks": masks}
+
+
+def rows(table: nn.Embedding) -> Tensor:
+    """All rows (N, C) of an embedding, by its forward: hooks and adapters take part."""
+    return table(torch.arange(table.num_embeddings, device=table.weight.device))
 
 
 def attention_mask(masks: Tensor, size: Sequence[int]) -> Tensor:

@@ -43,13 +43,13 @@ class SpatialPyramid(nn.Module):
         self.downsample = nn.ModuleList(
             conv(widths[i], widths[i + 1], stride=2) for i in range(len(widths) - 1)
         )
-        self.proj = nn.ModuleList(nn.Conv2d(width, embed_dim, 1) for width in widths)
+        self.projections = nn.ModuleList(nn.Conv2d(width, embed_dim, 1) for width in widths)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Image (B, C, h, w) -> maps (B, D, h/s, w/s) for s = 4, 8, 16, 32."""
         x = self.stem(image)
-        maps = [self.proj[0](x)]
-        for downsample, proj in zip(self.downsample, self.proj[1:], strict=True):
+        maps = [self.projections[0](x)]
+        for downsample, proj in zip(self.downsample, self.projections[1:], strict=True):
             x = downsample(x)
             maps.append(proj(x))
         return maps

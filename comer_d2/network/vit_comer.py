@@ -204,7 +204,7 @@ class ViTCoMerNet(nn.Module):
                 out_norm.requires_grad_(False)
         if "res2" not in self.out_features:  # the one level that the tokens do not hold
             self.upsample.requires_grad_(False)
-            self.pyramid.proj[0].requires_grad_(False)
+            self.pyramid.projections[0].requires_grad_(False)
 
     @property
     def size_divisibility(self) -> int:

@@ -63,7 +63,7 @@ def record(net: ViTCoMerNet) -> dict[str, Tensor]:
         return hook
 
     net.vit.patch_embed.proj.register_forward_hook(keep("patch_embed.proj"))
-    for i, proj in enumerate(net.pyramid.proj):
+    for i, proj in enumerate(net.pyramid.projections):
         proj.register_forward_hook(keep(f"spm.c{i + 1}", tokens=i > 0))
     for i, interaction in enumerate(net.interactions):
         for official, part in OFFICIAL_PARTS.items():
@@ -120,7 +120,13 @@ def known_wrong(name: str) -> bool:
     every gradient that comes through an MRFP norm there is off. ``test_directional_derivative``
     decides on those.
     """
-    after_norms = ("vit.blocks.3.", "interactions.3.", "upsample.", "out_norms.", "pyramid.proj.0.")
+    after_norms = (
+        "vit.blocks.3.",
+        "interactions.3.",
+        "upsample.",
+        "out_norms.",
+        "pyramid.projections.0.",
+    )
     before_norms = (
         "interactions.3.mrfp.fc1",
         "interactions.3.mrfp.convs",

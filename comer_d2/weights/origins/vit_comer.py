@@ -20,7 +20,7 @@ from ..vit_steps import COMPUTED
 STEM: dict[Names, Names] = {
     **{f"spm.stem.{3 * i + j}": f"pyramid.stem.{i}.{j}" for i in range(3) for j in range(2)},
     **{f"spm.conv{i + 2}.{j}": f"pyramid.downsample.{i}.{j}" for i in range(3) for j in range(2)},
-    **{f"spm.fc{i + 1}": f"pyramid.proj.{i}" for i in range(4)},
+    **{f"spm.fc{i + 1}": f"pyramid.projections.{i}" for i in range(4)},
 }
 BLOCK = same("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2") | {
     "gamma1": "ls1.gamma",
