@@ -62,7 +62,19 @@ def config_parser(description: str | None, **kwargs: str) -> argparse.ArgumentPa
     parser.add_argument(
         "--config-file", required=True, metavar="FILE", help="a .py config, or a run's config.yaml"
     )
+    add_allow_target(parser)
     return parser
+
+
+def add_allow_target(parser: argparse._ActionsContainer) -> None:
+    """Let a command line allow what a .yaml config may not name otherwise."""
+    parser.add_argument(
+        "--allow-target",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="package, module or class that a .yaml config may name, beyond the known packages",
+    )
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +86,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def config_of(args: argparse.Namespace) -> DictConfig:
     """The config that a command line names, with its overrides; see `load_config`."""
-    return load_config(args.config_file, args.opts)
+    return load_config(args.config_file, args.opts, allow_targets=args.allow_target)
 
 
 def run_tool(main: Callable[[], int | None], program: str | None = None) -> int:

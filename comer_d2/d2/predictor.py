@@ -269,6 +269,7 @@ def load(
     *,
     config_file: str | os.PathLike | None = None,
     overrides: Sequence[str] = (),
+    allow_targets: Sequence[str] = (),
     device: str | torch.device | None = None,
     dtype: str = "float32",
     scales: Sequence[float] = (1.0,),
@@ -281,6 +282,8 @@ def load(
             checkpoint.
         config_file: of the model; the default is the config.yaml beside the checkpoint.
         overrides: ``key=value`` changes of the config.
+        allow_targets: your own packages or classes that a ``.yaml`` config may name; see
+            :func:`~comer_d2.d2.engine.config.load_config`.
         device: as of :class:`Predictor`.
         dtype: as of :class:`Predictor`.
         scales: as of :class:`Predictor`.
@@ -293,7 +296,8 @@ def load(
         UserError: there is no checkpoint or no config, or they do not fit.
     """
     checkpoint = find_checkpoint(source)
-    cfg = load_config(os.fspath(find_config(checkpoint, config_file)), overrides)
+    config = os.fspath(find_config(checkpoint, config_file))
+    cfg = load_config(config, overrides, allow_targets=allow_targets)
     return Predictor(cfg, checkpoint, device=device, dtype=dtype, scales=scales, flip=flip)
 
 

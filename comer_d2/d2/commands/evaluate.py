@@ -44,6 +44,7 @@ def parse_arguments(argv: Sequence[str] | None, prog: str | None) -> argparse.Na
     parser.add_argument(
         "--config-file", metavar="FILE", help="its config (the config.yaml beside the checkpoint)"
     )
+    cli.add_allow_target(parser)
     parser.add_argument(
         "--num-gpus", type=int, metavar="N", help="processes, one GPU each (default 1)"
     )
@@ -57,4 +58,5 @@ def evaluate(args: argparse.Namespace, prog: str | None) -> int:
     config = find_config(checkpoint, args.config_file)
     processes = [] if args.num_gpus is None else ["--num-gpus", str(args.num_gpus)]
     named = ["--eval-only", "--config-file", str(config), f"train.init_checkpoint={checkpoint}"]
-    return cli.main([*named, *processes, *args.opts], prog)
+    allowed = [f"--allow-target={name}" for name in args.allow_target]
+    return cli.main([*named, *processes, *allowed, *args.opts], prog)

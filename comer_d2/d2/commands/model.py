@@ -2,6 +2,7 @@
 
 import argparse
 
+from ..cli import add_allow_target
 from ..predictor import DEFAULT_THRESHOLD, DTYPES, Predictor, Threshold, load
 
 
@@ -16,6 +17,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--config-file", metavar="FILE", help="its config (the config.yaml beside the checkpoint)"
     )
+    add_allow_target(group)
     group.add_argument(
         "--override",
         action="append",
@@ -55,6 +57,7 @@ def model_of(args: argparse.Namespace) -> Predictor:
         args.model,
         config_file=args.config_file,
         overrides=args.override,
+        allow_targets=args.allow_target,
         device=args.device,
         dtype=args.dtype,
         scales=args.scales,

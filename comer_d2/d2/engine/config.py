@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..errors import UserError
 from .overrides import apply_overrides
+from .yaml_config import check_targets, read_yaml
 
 SECTIONS = ("dataloader", "model", "train", "optimizer", "lr_multiplier")
 
@@ -29,28 +30,40 @@ TRAIN_DEFAULTS = {
 }
 
 
-def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
+def load_config(
+    config_file: str, overrides: Sequence[str] = (), *, allow_targets: Sequence[str] = ()
+) -> DictConfig:
     """Read a LazyConfig file and apply overrides to it.
+
+    A ``.py`` file is code and runs. A ``.yaml`` file does not: see `yaml_config`.
 
     Args:
         config_file: path of a ``.py`` or ``.yaml`` config with the five names of Detectron2's
             LazyConfigs: dataloader, model, train, optimizer, lr_multiplier.
         overrides: ``key=value`` strings, see `apply_overrides`.
+        allow_targets: what a ``.yaml`` file may name beyond the known packages: names of packages,
+            modules, classes or functions.
 
     Returns:
         The config, with the keys of `TRAIN_DEFAULTS` filled in.
 
     Raises:
-        UserError: no such file, an error in it, a missing section, or a wrong override.
+        UserError: no such file, an error in it, a missing section, a wrong override, or a name in a
+            ``.yaml`` file that is not allowed.
     """
     if not config_file:
         raise UserError("--config-file is missing")
     if not os.path.isfile(config_file):
         raise UserError(f"config file '{config_file}' does not exist (looked in {os.getcwd()})")
-    try:
-        cfg = LazyConfig.load(config_file)
-    except Exception as e:
-        raise UserError(f"config file '{config_file}': {type(e).__name__}: {e}") from e
+    is_yaml = config_file.endswith((".yaml", ".yml"))
+    if is_yaml:
+        cfg = read_yaml(config_file, allow_targets)
+        check_targets(cfg, config_file, allow_targets)  # overrides look at what targets take
+    else:
+        try:
+            cfg = LazyConfig.load(config_file)
+        except Exception as e:
+            raise UserError(f"config file '{config_file}': {type(e).__name__}: {e}") from e
     missing = [name for name in SECTIONS if name not in cfg]
     if missing:
         raise UserError(
@@ -60,6 +73,8 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     defaults = OmegaConf.create(TRAIN_DEFAULTS, flags={"allow_objects": True})
     cfg.train = OmegaConf.merge(defaults, cfg.train)
     apply_overrides(cfg, overrides)
+    if is_yaml and overrides:
+        check_targets(cfg, config_file, allow_targets)
     _check_train(cfg.train)
     return cfg
 
@@ -90,8 +105,9 @@ def _check_train(train: DictConfig) -> None:
             f"train.best_checkpointer.mode={train.best_checkpointer.mode!r}: max or min"
         )
     for key in ("max_iter", "log_period", "accumulation_steps"):
-        if not isinstance(train[key], int) or train[key] < 1:
-            raise UserError(f"train.{key}={train[key]!r} must be a whole number of at least 1")
+        value = train.get(key)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"train.{key}={value!r} must be a whole number of at least 1")
     norm = train.clip_grad.max_norm
     if norm is not None and not norm > 0:
         raise UserError(f"train.clip_grad.max_norm={norm!r} must be positive, or null for none")

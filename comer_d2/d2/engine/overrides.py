@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import UserError
@@ -34,7 +34,8 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
     Raises:
         UserError: a key that does not exist (with the nearest one that does), a value inside an
-            object that is no config node, or a group of keys overridden by a single value.
+            object that is no config node, a group of keys overridden by a single value, or a value of
+            another kind than the one that is there.
     """
     for override in overrides:
         key, value, add = _parse(override)
@@ -90,6 +91,8 @@ def _check(cfg: DictConfig, key: str, value: Any) -> None:
             )
     if isinstance(node, DictConfig):
         _check_group(cfg, key, node, value)
+    else:
+        _check_kind(key, node, value)
 
 
 def _check_group(cfg: DictConfig, key: str, node: DictConfig, value: Any) -> None:
@@ -101,6 +104,52 @@ def _check_group(cfg: DictConfig, key: str, node: DictConfig, value: Any) -> Non
         raise UserError(f"override '{key}={value}': '{key}' is a group of keys ({keys}); set those")
     for inner, inner_value in value.items():
         _check(cfg, f"{key}.{inner}", inner_value)
+
+
+def _check_kind(key: str, old: Any, value: Any) -> None:
+    """Numbers stay numbers, texts texts; one or a list of them are as good, and null and ${...} always."""
+    kinds, given = _kinds(old), _kinds(value)
+    wrong = given - kinds
+    if not kinds or _ANY in kinds or not wrong:
+        return
+    example = _first_of(old)
+    hint = ""
+    if "text" in kinds and len(kinds) == 1 and "a number" in wrong:
+        hint = f"; for the text, quote it: '{key}=\"{value}\"'"
+    raise UserError(
+        f"override '{key}={value}' is {' and '.join(sorted(wrong))}, but '{key}' holds "
+        f"{' and '.join(sorted(kinds))} (now {_describe_value(example)}){hint}"
+    )
+
+
+_ANY = "anything"
+
+
+def _kinds(value: Any) -> set[str]:
+    """What a value is made of; empty where that says nothing: null, an empty list, ``${...}``."""
+    if isinstance(value, (list, tuple)):
+        return set().union(*(_kinds(item) for item in value))
+    if isinstance(value, ListConfig):
+        return set().union(*(_kinds(value._get_node(i)) for i in range(len(value))))
+    if isinstance(value, Node) and not isinstance(value, DictConfig):
+        value = value._value()
+    if value is None or (isinstance(value, str) and ("${" in value or value == "???")):
+        return set()
+    if isinstance(value, (dict, DictConfig)):
+        return {"a group of keys"}
+    if isinstance(value, bool):
+        return {"true or false"}
+    if isinstance(value, (int, float)):
+        return {"a number"}
+    return {"text"} if isinstance(value, str) else {_ANY}
+
+
+def _first_of(value: Any) -> Any:
+    return next(iter(value), value) if isinstance(value, (list, ListConfig)) else value
+
+
+def _describe_value(value: Any) -> str:
+    return "a group of keys" if isinstance(value, DictConfig) else repr(value)
 
 
 def _parameters(node: DictConfig) -> list[str]:

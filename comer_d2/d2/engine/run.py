@@ -37,6 +37,7 @@ from .output_folder import describe, locked, make_writable, remove_half_written
 from .progress import EVALUATED, MetricsFile, RecentMetrics, Throughput, Writers, writers
 from .resume import resume
 from .trainer import Trainer
+from .yaml_config import check_targets, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def run(
         UserError, Interrupted: see `train` and `evaluate_only`.
     """
     if cfg is None:
-        cfg = load_config(args.config_file, args.opts)
+        cfg = load_config(args.config_file, args.opts, allow_targets=args.allow_target)
         settle_device(cfg.train)
         register_dataset(cfg, dataset)
     folder = cfg.train.output_dir
@@ -105,11 +106,20 @@ def set_up(cfg: DictConfig, args: argparse.Namespace) -> None:
         # Before the optimizer's config is given the model.
         LazyConfig.save(cfg, os.path.join(folder, "config.yaml"))
         logger.info("Config saved to %s", os.path.join(folder, "config.yaml"))
+        _say_if_not_allowed(os.path.join(folder, "config.yaml"))
     seed_all_rng(None if cfg.train.seed < 0 else cfg.train.seed + rank)
     torch.backends.cudnn.benchmark = cfg.train.cudnn_benchmark and not args.eval_only
     if cfg.train.float32_precision:
         torch.set_float32_matmul_precision(cfg.train.float32_precision)
         torch.backends.cudnn.allow_tf32 = cfg.train.float32_precision != "highest"
+
+
+def _say_if_not_allowed(path: str) -> None:
+    """Predictions load what was saved; now is the time to say that they will need a flag."""
+    try:
+        check_targets(read_yaml(path), path)
+    except UserError as e:
+        logger.warning("This config can be loaded again only so: %s", e)
 
 
 def evaluate_only(cfg: DictConfig, resume_last: bool = False) -> dict[str, Any]:

@@ -85,3 +85,44 @@ def test_a_parameter_that_the_config_leaves_at_its_default_can_be_given(cfg: Dic
 def test_a_plus_adds_a_key_on_purpose(cfg: DictConfig) -> None:
     apply_overrides(cfg, ["+train.note=mine"])
     assert cfg.train.note == "mine"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.max_iter=fast", r"'train\.max_iter=fast' is text, but .* a number \(now 10\)"),
+        ("train.max_iter=true", "is true or false, but 'train.max_iter' holds a number"),
+        ("train.max_iter=[1,fast]", "is text, but"),
+        ("train.max_iter={a: 1}", "is a group of keys, but"),
+        ("train.amp.enabled=1", "is a number, but 'train.amp.enabled' holds true or false"),
+        ("train.amp={enabled: often}", "is text, but 'train.amp.enabled' holds true or false"),
+        ("train.output_dir=2024", r"holds text .*quote it: 'train\.output_dir=\"2024\"'"),
+        ("model.stages=[flip]", "is text, but 'model.stages' holds a group of keys"),
+    ],
+)
+def test_a_value_of_another_kind_names_its_key(
+    cfg: DictConfig, override: str, message: str
+) -> None:
+    before = cfg.copy()
+    with pytest.raises(UserError, match=message):
+        apply_overrides(cfg, [override])
+    assert cfg == before
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.max_iter=1e3",
+        "train.max_iter=[1,2]",
+        "train.max_iter=null",
+        "train.max_iter=${.other}",
+        'train.output_dir="2024"',
+        "train.output_dir=[a,b]",
+        "model.norm=BN",
+        "model.stages=[]",
+        "model.stages=[{width: 1}]",
+        "model.width=text",
+    ],
+)
+def test_a_value_of_the_same_kind_may_have_another_form(cfg: DictConfig, override: str) -> None:
+    apply_overrides(cfg, [override])
