@@ -32,8 +32,8 @@ def convert_weights(
         model: the model that the weights are for. Only its names and shapes count, so it can be made
             on the meta device.
         source: ``"timm:<id>"``, a path, or a state dict.
-        to: ``"here"``: the model's names. ``"official"``: the authors', of a Mask R-CNN, a UPerNet or
-            a ViT-CoMer backbone, which must be whole.
+        to: ``"here"``: the model's names. ``"official"``: the authors' and their frameworks', of a
+            Mask or Faster R-CNN, ATSS, GFL, a UPerNet or a ViT-CoMer backbone, which must be whole.
         label: what to call a state dict in messages.
         family: of a pretrained ViT, where names do not tell.
         allow: shell patterns of names to leave out.

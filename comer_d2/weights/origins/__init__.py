@@ -10,6 +10,7 @@ from . import (
     eva02,
     mask2former,
     mmdetection,
+    mmdetection_dense,
     mmdetection_dino,
     mmsegmentation,
     plain_vit,
@@ -20,6 +21,7 @@ from . import (
 
 ORIGINS = (
     *mmdetection.ORIGINS,
+    *mmdetection_dense.ORIGINS,
     *mmdetection_dino.ORIGINS,
     *mmsegmentation.ORIGINS,
     *vit_comer.ORIGINS,
