@@ -13,6 +13,7 @@ large temporaries are page-faulted in anew at each call, which flatters every ra
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -23,23 +24,46 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 FAULT_FREE_MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 36)}
 
-# name: side of the image, heads, head dimension. Three levels (strides 8, 16, 32), four points, and
-# as many queries as values: 21 HW / 4 tokens at stride 16, the CTI modules' self-attention.
+STRIDES = (8, 16, 32)
+
+
+class Case(NamedTuple):
+    """One attention: (H, W) of its levels, heads, channels of a head, and how many queries.
+
+    Without a number of queries the tokens themselves are the queries, as in encoders and CTI modules.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    heads: int
+    head_dim: int
+    queries: int | None = None
+
+
+def of_image(side: int, heads: int, head_dim: int) -> Case:
+    """Three levels of a square image."""
+    return Case(tuple((side // stride, side // stride) for stride in STRIDES), heads, head_dim)
+
+
 CASES = {
-    "T-512": (512, 6, 32),
-    "S-512": (512, 6, 64),
-    "B-512": (512, 12, 32),
-    "T-1024": (1024, 6, 32),
-    "S-1024": (1024, 6, 64),
-    "B-1024": (1024, 12, 32),
-    "Mask2Former-512": (512, 8, 32),
-    "Mask2Former-1024": (1024, 8, 32),
+    "T-512": of_image(512, 6, 32),
+    "S-512": of_image(512, 6, 64),
+    "B-512": of_image(512, 12, 32),
+    "T-1024": of_image(1024, 6, 32),
+    "S-1024": of_image(1024, 6, 64),
+    "B-1024": of_image(1024, 12, 32),
+    "L-1024": of_image(1024, 16, 32),
+    "Mask2Former-512": of_image(512, 8, 32),
+    "Mask2Former-1024": of_image(1024, 8, 32),
+    # A detection transformer's decoder: 800 x 1333, strides 8 to 64.
+    "Decoder-300": Case(((100, 167), (50, 84), (25, 42), (13, 21)), 8, 32, queries=300),
 }
+POINTS = 4
 
 
 def grid_sample_formulation(value, shapes, locations, weights):
@@ -63,14 +87,13 @@ def grid_sample_formulation(value, shapes, locations, weights):
 
 
 def make_inputs(case: str, batch: int, spread: float, device: str):
-    """Queries are the tokens themselves; offsets are normal with `spread` pixels of their level.
+    """Offsets are normal with `spread` pixels of their level around the token, or a random place.
 
     An infinite spread draws the locations uniformly over the level, which no network does.
     """
     import torch
 
-    side, heads, head_dim = CASES[case]
-    shapes = [(side // stride, side // stride) for stride in (8, 16, 32)]
+    shapes, heads, head_dim, queries = CASES[case]
     generator = torch.Generator().manual_seed(0)
     references = []
     for height, width in shapes:
@@ -80,18 +103,51 @@ def make_inputs(case: str, batch: int, spread: float, device: str):
         )  # fmt: skip
         references.append(torch.stack([x, y], -1).view(-1, 2))
     reference = torch.cat(references).view(1, -1, 1, 2)
-    queries = reference.shape[1]
-    value = torch.randn(batch, queries, heads, head_dim, generator=generator)
-    offsets = torch.randn(batch, queries, heads, 3, 4, 2, generator=generator)
-    sizes = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32).view(1, 1, 1, 3, 1, 2)
+    value = torch.randn(batch, reference.shape[1], heads, head_dim, generator=generator)
+    if queries is not None:
+        reference = torch.rand(1, queries, 1, 2, generator=generator)
+    queries, levels = reference.shape[1], len(shapes)
+    offsets = torch.randn(batch, queries, heads, levels, POINTS, 2, generator=generator)
+    sizes = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32)
+    sizes = sizes.view(1, 1, 1, levels, 1, 2)
     if math.isinf(spread):
         locations = torch.rand(offsets.shape, generator=generator)
         offsets = (locations - reference[:, :, None, :, None]) * sizes
     else:
         offsets = offsets * spread
-    logits = torch.randn(batch, queries, heads, 12, generator=generator)
+    logits = torch.randn(batch, queries, heads, levels * POINTS, generator=generator)
     projected = torch.cat([offsets.flatten(2), logits.flatten(2)], dim=-1)
-    return value.to(device), shapes, projected.to(device), reference.to(device)
+    return value.to(device), list(shapes), projected.to(device), reference.to(device)
+
+
+@functools.cache
+def classical():
+    """The classical kernels, built here: they are no part of the library."""
+    import torch
+    from torch.utils.cpp_extension import load
+
+    load(
+        "comer_d2_classical",
+        [str(ROOT / "benchmarks" / "classical_kernel.cu")],
+        extra_include_paths=[str(ROOT / "csrc" / "cuda")],
+        extra_cuda_cflags=["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DUSE_CUDA", "-std=c++20", "-O3"],
+        is_python_module=False,
+    )  # fmt: skip
+    kernels = torch.ops.comer_d2_classical
+
+    class Classical(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value, locations, weights, flat):
+            ctx.save_for_backward(value, locations, weights)
+            ctx.flat = flat
+            return kernels.forward(value, flat, locations, weights)
+
+        @staticmethod
+        def backward(ctx, grad):
+            value, locations, weights = ctx.saved_tensors
+            return *kernels.backward(grad, value, ctx.flat, locations, weights), None
+
+    return Classical.apply
 
 
 def implementations(case: str, batch: int, spread: float, device: str, names: list[str]):
@@ -104,40 +160,90 @@ def implementations(case: str, batch: int, spread: float, device: str, names: li
     value, shapes, projected, reference = make_inputs(case, batch, spread, device)
     locations, weights = locations_and_weights(shapes, projected, reference, value.shape[2])
     half = value.bfloat16()
+    flat = [size for shape in shapes for size in shape]
 
     def unfused(value, projected):
         return ops.ms_deform_attn(
             value, shapes, *locations_and_weights(shapes, projected, reference, value.shape[2])
         )
 
-    def baseline(value, locations, weights):
-        flat = [size for shape in shapes for size in shape]
-        return torch.ops.comer_d2.ms_deform_attn_baseline(value, flat, locations, weights)
+    def plain(value, locations, weights):
+        return ops.ms_deform_attn(value, shapes, locations, weights)
 
+    def fused(value, projected):
+        return ops.ms_deform_attn_fused(value, shapes, projected, reference)
+
+    def deterministic(value, locations, weights):
+        return Deterministic.apply(value, flat, locations, weights)
+
+    class Deterministic(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value, flat, locations, weights):
+            ctx.save_for_backward(value, locations, weights)
+            return torch.ops.comer_d2.ms_deform_attn(value, flat, locations, weights)
+
+        @staticmethod
+        def backward(ctx, grad):
+            value, locations, weights = ctx.saved_tensors
+            grads = torch.ops.comer_d2.ms_deform_attn_backward(
+                grad, value, flat, locations, weights, True
+            )
+            return grads[0], None, *grads[1:]
+
+    apply = classical() if "classical" in names else None
+    sampled = (value, locations, weights)
     known = {
-        "grid_sample": (
-            lambda v, loc, w: grid_sample_formulation(v, shapes, loc, w),
-            (value, locations, weights),
-        ),
-        "comer_d2": (
-            lambda v, loc, w: ops.ms_deform_attn(v, shapes, loc, w),
-            (value, locations, weights),
-        ),
-        "comer_d2 bf16": (
-            lambda v, loc, w: ops.ms_deform_attn(v, shapes, loc, w),
-            (half, locations, weights),
-        ),
+        "grid_sample": (lambda v, loc, w: grid_sample_formulation(v, shapes, loc, w), sampled),
+        "classical": (lambda v, loc, w: apply(v, loc, w, flat), sampled),
+        "comer_d2": (plain, sampled),
+        "comer_d2 bf16": (plain, (half, locations, weights)),
+        "deterministic": (deterministic, sampled),
         "unfused": (unfused, (value, projected)),
-        "fused": (
-            lambda v, p: ops.ms_deform_attn_fused(v, shapes, p, reference),
-            (value, projected),
-        ),
-        "baseline": (baseline, (value, locations, weights)),
+        "fused": (fused, (value, projected)),
+        "fused bf16": (fused, (half, projected.bfloat16())),
     }
     return {
         name: (known[name][0], [tensor.detach().clone() for tensor in known[name][1]])
         for name in names
     }
+
+
+def check(built: dict, case: str, batch: int, spread: float, device: str) -> None:
+    """Ends the program where an implementation is not the float64 reference, to its precision."""
+    import torch
+
+    from comer_d2 import ops
+
+    _, shapes, _, reference = make_inputs(case, batch, spread, device)
+
+    def gradients(function, inputs):
+        inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+        output = function(*inputs)
+        generator = torch.Generator(device).manual_seed(1)
+        grad = torch.randn(output.shape, generator=generator, device=device, dtype=torch.float64)
+        return [output, *torch.autograd.grad(output, inputs, grad.to(output.dtype))]
+
+    def exact(*inputs):
+        if len(inputs) == 3:
+            return ops.ms_deform_attn_reference(inputs[0], shapes, *inputs[1:])
+        return ops.ms_deform_attn_fused_reference(inputs[0], shapes, inputs[1], reference.double())
+
+    wanted = {}
+    for name, (forward, inputs) in built.items():
+        key = tuple(tensor.dtype for tensor in inputs)
+        if key not in wanted:
+            wanted[key] = gradients(exact, [tensor.double() for tensor in inputs])
+        got = gradients(forward, inputs)
+        # Locations are compared in the mean: where rounding moves a sample to the next pixel, its
+        # gradient jumps.
+        half = inputs[0].dtype == torch.bfloat16
+        tolerances = (1e-2, 1e-2, 2e-2, 1e-2) if half else (1e-5, 1e-5, 2e-2, 1e-2)
+        for what, a, b, most in zip(
+            ("output", "value", "geometry", "weights"), got, wanted[key], tolerances
+        ):
+            error = ((a.double() - b).norm() / b.norm()).item()
+            if not error < most:
+                raise SystemExit(f"{name}, {case}: the {what}'s error is {error:.1e}, not below {most}")  # fmt: skip
 
 
 def timed(call: Callable[[], None], device: str) -> float:
@@ -272,43 +378,52 @@ def run(options: argparse.Namespace) -> dict:
 
     torch.set_num_threads(options.threads)
     require_compiled(options.device)
-    ours = ["comer_d2", "comer_d2 bf16", "unfused", "fused"]
-    rivals = ["grid_sample"] + (["baseline"] if options.device == "cuda" else [])
+    names = ["grid_sample", "comer_d2", "comer_d2 bf16", "unfused", "fused", "fused bf16"]
+    if options.device == "cuda":  # on the CPU every backward is deterministic
+        names += ["deterministic"]
+        try:
+            classical()
+            names += ["classical"]
+        except (RuntimeError, OSError) as error:  # a toolkit without everything that linking needs
+            print(f"the classical kernels were not built: {str(error).splitlines()[0]}")
     result = {
         "command": " ".join(["python", *sys.argv]),
         "machine": machine(options.device),
         "rows": [],
     }
+    compared = {
+        "vs grid_sample": ("grid_sample", "comer_d2"),
+        "bf16/fp32": ("comer_d2 bf16", "comer_d2"),
+        "fused/unfused": ("fused", "unfused"),
+        "fused bf16/fp32": ("fused bf16", "fused"),
+        "vs classical": ("classical", "comer_d2"),
+        "deterministic": ("deterministic", "comer_d2"),
+    }
+    compared = {k: pair for k, pair in compared.items() if set(pair) <= set(names)}
     for direction in ("forward", "forward + backward"):
-        # The baseline's backward is a schema of its own without autograd.
-        names = [n for n in rivals + ours if direction == "forward" or n != "baseline"]
-        print(f"\n{direction}, milliseconds" + " " * 10 + "".join(f"{name:>15}" for name in names)
-              + "    vs grid_sample   bf16/fp32  fused/unfused")  # fmt: skip
+        print(f"\n{direction}, milliseconds" + " " * 10
+              + "".join(f"{name:>16}" for name in [*names, *compared]))  # fmt: skip
         for case in options.cases:
             built = implementations(case, options.batch, options.spread, options.device, names)
+            if direction == "forward":  # what is timed is first compared
+                check(built, case, options.batch, options.spread, options.device)
             times = measure(built, direction, options.rounds, options.device)
-            median = {name: statistics.median(times[name]) for name in names}
-
-            def ratio(a: str, b: str, times: dict = times) -> float:
-                return statistics.median([x / y for x, y in zip(times[a], times[b])])
-
             row = {
                 "case": case,
                 "direction": direction,
-                "milliseconds": median,
-                "grid_sample / comer_d2": ratio("grid_sample", "comer_d2"),
-                "bf16 / float32": ratio("comer_d2 bf16", "comer_d2"),
-                "fused / unfused": ratio("fused", "unfused"),
+                "milliseconds": {name: statistics.median(times[name]) for name in names},
+                **{
+                    title: statistics.median([x / y for x, y in zip(times[a], times[b])])
+                    for title, (a, b) in compared.items()
+                },
             }
             result["rows"].append(row)
-            print(f"{case:<30}" + "".join(f"{median[name]:15.2f}" for name in names)
-                  + f"{row['grid_sample / comer_d2']:17.1f}x{row['bf16 / float32']:12.2f}"
-                  + f"{row['fused / unfused']:15.2f}", flush=True)  # fmt: skip
-        ratios = [
-            r["grid_sample / comer_d2"] for r in result["rows"] if r["direction"] == direction
-        ]
+            figures = [*row["milliseconds"].values(), *(row[title] for title in compared)]
+            print(f"{case:<30}" + "".join(f"{x:16.2f}" for x in figures), flush=True)
+        ratios = [r["vs grid_sample"] for r in result["rows"] if r["direction"] == direction]
         result[direction] = {"geometric mean": geometric_mean(ratios), "least": min(ratios)}
-        print(f"geometric mean {geometric_mean(ratios):.1f}x, least {min(ratios):.1f}x")
+        print(f"grid_sample takes {geometric_mean(ratios):.1f} times as long (geometric mean), "
+              f"least {min(ratios):.1f}")  # fmt: skip
     if options.device == "cpu" and options.memory:
         case = options.cases[-1] if "S-1024" not in options.cases else "S-1024"
         peak = {name: peak_memory(case, name) for name in ("grid_sample", "comer_d2")}

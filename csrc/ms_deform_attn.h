@@ -205,6 +205,24 @@ COMER_D2_HOST_DEVICE Corners<Real> corners(
        y.high_weight * x.high_weight}};
 }
 
+// What the corners' gradients are multiplied with. Zero outside even where the attention weight is not
+// finite: the forward shows that, the gradient of pixels and locations that had no part in it stays clean.
+template <typename Real>
+COMER_D2_HOST_DEVICE void weigh_for_grad(
+    Corners<Real>& found, const AxisSample<Real>& x, const AxisSample<Real>& y, Real attention) {
+  const bool low_row = y.low_slope != 0, high_row = y.high_slope != 0;
+  const bool low_column = x.low_slope != 0, high_column = x.high_slope != 0;
+  found.weight[0] = low_row & low_column ? found.weight[0] * attention : Real(0);
+  found.weight[1] = low_row & high_column ? found.weight[1] * attention : Real(0);
+  found.weight[2] = high_row & low_column ? found.weight[2] * attention : Real(0);
+  found.weight[3] = high_row & high_column ? found.weight[3] * attention : Real(0);
+}
+
+template <typename Real>
+COMER_D2_HOST_DEVICE bool touches(const AxisSample<Real>& x, const AxisSample<Real>& y) {
+  return ((x.low_slope != 0) | (x.high_slope != 0)) & ((y.low_slope != 0) | (y.high_slope != 0));
+}
+
 // Derivatives of one sample by its pixel coordinates (times 1 / attention weight) and by its
 // attention weight, from the dot products of its corners with the output's gradient.
 template <typename Real>

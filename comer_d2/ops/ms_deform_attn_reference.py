@@ -46,7 +46,7 @@ def ms_deform_attn_reference(
             continue
         sampled = F.grid_sample(
             _image(maps[level], height, width),
-            _grid(sampling_locations[:, :, :, level].to(dtype)),
+            _grid(sampling_locations[:, :, :, level].to(dtype), height, width),
             mode="bilinear",
             padding_mode="zeros",
             align_corners=False,
@@ -93,7 +93,7 @@ def ms_deform_attn_reference_backward(
             image = _image(maps[level], height, width)
             locations = sampling_locations[:, :, :, level].to(dtype)
             level_weights = _by_head(attention_weights[:, :, :, level].to(dtype)).unsqueeze(1)
-            grid = _grid(locations)
+            grid = _grid(locations, height, width)
             sampled = F.grid_sample(image, grid, padding_mode="zeros", align_corners=False)
             grad_image, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
                 grad * level_weights, image, grid, 0, 0, False, (True, True)
@@ -103,8 +103,7 @@ def ms_deform_attn_reference_backward(
             level_grad = (grad * sampled).sum(1).view(unflatten).transpose(1, 2)
             grad_weights[:, :, :, level] = level_grad
             level_grad = 2 * grad_grid.view(*unflatten, 2).transpose(1, 2)
-            # Beyond the clamp, and for not-a-number, the location has no influence.
-            moves = (locations >= -1) & (locations <= 2)
+            moves = _touches(locations, height, width)
             grad_locations[:, :, :, level] = torch.where(moves, level_grad, 0.0)
     return tuple(grad.to(tensor.dtype) for grad, tensor in zip(grads, inputs))
 
@@ -124,11 +123,19 @@ def _by_head(tensor: Tensor) -> Tensor:
     return tensor.transpose(1, 2).flatten(0, 1)
 
 
-def _grid(locations: Tensor) -> Tensor:
+def _touches(locations: Tensor, height: int, width: int) -> Tensor:
+    """Which samples (..., 2) have a pixel of the level at one of their corners: (..., 1)."""
+    size = locations.new_tensor([width, height])
+    pixels = locations * size - 0.5
+    return ((pixels >= -1) & (pixels < size)).all(-1, keepdim=True)
+
+
+def _grid(locations: Tensor, height: int, width: int) -> Tensor:
     """(N, Q, M, P, 2) in [0, 1] as the (N * M, Q, P, 2) in [-1, 1] of `grid_sample`."""
-    # Beyond [-1, 2] every sample is outside even a level of one pixel, so the clamp changes no
-    # result; it keeps huge locations out of grid_sample's integer arithmetic.
-    return _by_head(locations.nan_to_num(nan=-1.0).clamp(-1.0, 2.0)) * 2 - 1
+    # -1 is outside a level of any size. That changes no result, keeps huge locations out of
+    # grid_sample's integer arithmetic, and cuts the gradient: zero, whatever the attention weight.
+    inside = torch.where(_touches(locations, height, width), locations, -1.0)
+    return _by_head(inside) * 2 - 1
 
 
 def locations_and_weights(

@@ -84,11 +84,12 @@ struct Item {
   __device__ int64_t row(const CallSizes& sizes) const { return batch * sizes.queries + query; }
 };
 
-// Rows of samples of one item. Offsets become locations here, logits are left to the caller.
-template <typename Real>
+// Rows of samples of one item, in the type that they are stored in. Offsets become locations here,
+// logits are left to the caller.
+template <typename Real, typename Stored>
 struct ItemSamples {
-  const Real* locations;
-  const Real* weights;
+  const Stored* locations;
+  const Stored* weights;
   const Real* reference; // null: plain locations and attention weights
   int64_t level_stride;
 
@@ -96,8 +97,8 @@ struct ItemSamples {
     const int64_t first = static_cast<int64_t>(item.head) * sizes.levels * sizes.points;
     const int64_t row = item.row(sizes);
     locations =
-        static_cast<const Real*>(samples.locations) + row * samples.locations_stride + 2 * first;
-    weights = static_cast<const Real*>(samples.weights) + row * samples.weights_stride + first;
+        static_cast<const Stored*>(samples.locations) + row * samples.locations_stride + 2 * first;
+    weights = static_cast<const Stored*>(samples.weights) + row * samples.weights_stride + first;
     reference = samples.reference == nullptr ? nullptr
                                              : static_cast<const Real*>(samples.reference) +
             item.batch * samples.reference_batch_stride +
@@ -105,10 +106,13 @@ struct ItemSamples {
     level_stride = samples.reference_level_stride;
   }
 
+  __device__ __forceinline__ Real weight(int sample) const { return real_of(weights[sample]); }
+
   __device__ __forceinline__ void axes(
       int sample, int level_index, const Level& level, AxisSample<Real>& x,
       AxisSample<Real>& y) const {
-    Real location_x = locations[2 * sample], location_y = locations[2 * sample + 1];
+    Real location_x = real_of(locations[2 * sample]);
+    Real location_y = real_of(locations[2 * sample + 1]);
     if (reference != nullptr) {
       const Real* point = reference + level_index * level_stride;
       location_x = point[0] + location_x / static_cast<Real>(level.width);
@@ -146,19 +150,21 @@ struct Softmax {
   Real largest = Real(0), scale = Real(1);
   bool active;
 
-  __device__ Softmax(const ItemSamples<Real>& samples, int count, int lane, int group, bool valid)
+  template <typename Stored>
+  __device__ Softmax(
+      const ItemSamples<Real, Stored>& samples, int count, int lane, int group, bool valid)
       : active(samples.reference != nullptr) {
     if (!active) { // the same for all threads of a launch
       return;
     }
     Real most = -INFINITY;
     for (int i = lane; valid && i < count; i += group) {
-      most = samples.weights[i] > most ? samples.weights[i] : most;
+      most = samples.weight(i) > most ? samples.weight(i) : most;
     }
     largest = group_max(most, group);
     Real sum = Real(0);
     for (int i = lane; valid && i < count; i += group) {
-      sum += exp_of(samples.weights[i] - largest);
+      sum += exp_of(samples.weight(i) - largest);
     }
     scale = Real(1) / group_sum(sum, group);
   }
@@ -236,7 +242,7 @@ struct Launch {
   }
 };
 
-// Calls run.operator()<T>() with the type of the value.
+// Calls run.operator()<T>() with the type of the call's first tensor.
 template <typename Run>
 void dispatch(ScalarType type, const Run& run) {
   switch (type) {
@@ -249,6 +255,17 @@ void dispatch(ScalarType type, const Run& run) {
     default:
       return run.template operator()<float>();
   }
+}
+
+// Calls run.operator()<Stored>() with the type of the samples: that of the value, T, or float32.
+template <typename T, typename Run>
+void dispatch_stored(const Samples& samples, const Run& run) {
+  if constexpr (sizeof(T) == 2) {
+    if (samples.type != ScalarType::Float) {
+      return run.template operator()<T>();
+    }
+  }
+  run.template operator()<RealOf<T>>();
 }
 
 // The C++ of the stable ABI throws out of kernels; a device stays selected for the call's duration.

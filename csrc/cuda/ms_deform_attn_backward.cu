@@ -22,15 +22,6 @@ struct Magnitudes {
   unsigned grad, weight;
 };
 
-// Fixed point holds 2**62. A pixel's sum has at most one term per corner, sample and query of its
-// head. The terms are below grad * weight.
-__device__ __forceinline__ double fixed_scale(const Magnitudes* magnitudes, double terms) {
-  const double bound = static_cast<double>(__uint_as_float(magnitudes->grad)) *
-      static_cast<double>(__uint_as_float(magnitudes->weight)) * terms;
-  // A power of two, so that scaling itself rounds nothing.
-  return bound > 0 ? exp2(floor(61.0 - log2(bound))) : (bound == 0 ? 1.0 : bound);
-}
-
 template <typename T>
 __global__ void magnitude_kernel(const T* values, int64_t rows, int64_t stride, int64_t columns, unsigned* largest) {
   float most = 0.0f;
@@ -54,8 +45,21 @@ __global__ void magnitude_kernel(const T* values, int64_t rows, int64_t stride, 
   atomicMax(largest, __float_as_uint(most));
 }
 
-__global__ void set_one_kernel(unsigned* bits) {
-  *bits = __float_as_uint(1.0f);
+// What fixed point is multiplied with, and whether something came that it cannot hold.
+struct FixedPoint {
+  double scale;
+  int not_finite;
+};
+
+// Fixed point holds 2**62. A pixel's sum has at most one term per corner, sample and
+// query of its head, each below grad * weight; a softmax's weights are below 1.
+__global__ void scale_kernel(
+    const Magnitudes* magnitudes, const bool softmax, const double terms, FixedPoint* point) {
+  const double weight = softmax ? 1.0 : static_cast<double>(__uint_as_float(magnitudes->weight));
+  const double bound = static_cast<double>(__uint_as_float(magnitudes->grad)) * weight * terms;
+  // A power of two, so that scaling itself rounds nothing, that float32 can hold.
+  const double scale = bound > 0 ? exp2(fmin(floor(61.0 - log2(bound)), 126.0)) : 1.0;
+  *point = {scale, !(bound >= 0 && bound < INFINITY)};
 }
 
 // Hopper adds four floats in one instruction.
@@ -71,31 +75,50 @@ constexpr bool kVectorAtomics = false;
 [[maybe_unused]] __device__ __forceinline__ void add_four(float*, float, const float*) {}
 #endif
 
+__device__ __forceinline__ long long fixed_of(float x) { return __float2ll_rn(x); }
+__device__ __forceinline__ long long fixed_of(double x) { return __double2ll_rn(x); }
+
+// Lanes that work on the channels from `base` on: all of the group, but for the last tile.
+__host__ __device__ __forceinline__ int lanes_at(int channels, int base, int group, int per_lane) {
+  const int wanted = (channels - base) / per_lane;
+  return wanted < group ? wanted : group;
+}
+
 template <typename Real>
 struct ValueGrad {
-  Real* sums; // null where fixed is used
-  unsigned long long* fixed;
-  double scale;
+  Real* sums;
+  unsigned long long* fixed; // null where sums are used
+  FixedPoint* point;
+  Real scale;
 
+  // `tile` is the first channel of the group's tile, which `lanes` lanes share. Fixed point lies
+  // there with the lanes side by side, so that one instruction of a group adds to whole sectors.
   template <int kChannels>
-  __device__ __forceinline__ void add(int64_t offset, Real weight, const Real (&grad)[kChannels]) const {
+  __device__ __forceinline__ void add(
+      int64_t tile, int lane, int lanes, Real weight, const Real (&grad)[kChannels]) const {
     if (fixed != nullptr) {
+      if (!(fabs(weight) < Real(INFINITY))) { // the output's gradient is finite, or point says so
+        point->not_finite = 1;
+        return;
+      }
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
-        const double term = static_cast<double>(weight) * static_cast<double>(grad[c]);
-        atomicAdd(fixed + offset + c, static_cast<unsigned long long>(__double2ll_rn(term * scale)));
+        atomicAdd(
+            fixed + tile + c * lanes + lane,
+            static_cast<unsigned long long>(fixed_of(weight * grad[c] * scale)));
       }
       return;
     }
+    Real* to = sums + tile + lane * kChannels;
     if constexpr (kVectorAtomics && std::is_same_v<Real, float> && kChannels % 4 == 0) {
 #pragma unroll
       for (int c = 0; c < kChannels; c += 4) {
-        add_four(sums + offset + c, weight, grad + c);
+        add_four(to + c, weight, grad + c);
       }
     } else {
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
-        atomicAdd(sums + offset + c, weight * grad[c]);
+        atomicAdd(to + c, weight * grad[c]);
       }
     }
   }
@@ -125,13 +148,17 @@ __device__ __forceinline__ void group_dots(Real (&dots)[4], int lane, int group)
   dots[0] = mine;
 }
 
-template <typename Real>
+template <typename Stored>
 struct Outputs {
-  Real* locations; // strided as the samples
-  Real* weights;
+  Stored* locations; // strided as the samples
+  Stored* weights;
 };
 
-template <typename T, int kChannels>
+// Samples of a head whose weights' gradients are kept in shared memory until their softmax's is known,
+// where the output's type would round them in between.
+constexpr int kMostKept = 32;
+
+template <typename T, typename Stored, int kChannels>
 __global__ void __launch_bounds__(256) backward_kernel(
     const T* __restrict__ value,
     const T* __restrict__ grad_output,
@@ -141,9 +168,10 @@ __global__ void __launch_bounds__(256) backward_kernel(
     const int group,
     RealOf<T>* grad_value,
     unsigned long long* fixed,
-    const Magnitudes* magnitudes,
-    const Outputs<RealOf<T>> outputs) {
+    FixedPoint* point,
+    const Outputs<Stored> outputs) {
   using Real = RealOf<T>;
+  constexpr bool kKeep = !std::is_same_v<Stored, Real>;
   extern __shared__ __align__(32) char shared[];
   constexpr int kRow = kSampleTile + 1;
   const int items_per_block = blockDim.x / group;
@@ -152,14 +180,15 @@ __global__ void __launch_bounds__(256) backward_kernel(
   Four<Real>* all_dots = all_weights + items_per_block * kRow;
   Four<Real>* weights = all_weights + local * kRow;
   Four<Real>* dots = all_dots + local * kRow;
-  Four<int32_t>* pixels =
-      reinterpret_cast<Four<int32_t>*>(all_dots + items_per_block * kRow) + local * kRow;
+  Four<int32_t>* all_pixels = reinterpret_cast<Four<int32_t>*>(all_dots + items_per_block * kRow);
+  Four<int32_t>* pixels = all_pixels + local * kRow;
 
   const int64_t index = static_cast<int64_t>(blockIdx.x) * items_per_block + local;
   const bool valid = index < sizes.items;
   const Item item(sizes, valid ? index : 0);
-  const ItemSamples<Real> rows(samples, sizes, item);
+  const ItemSamples<Real, Stored> rows(samples, sizes, item);
   const int count = sizes.levels * sizes.points;
+  Real* kept = reinterpret_cast<Real*>(all_pixels + items_per_block * kRow) + local * count;
   const Softmax<Real> softmax(rows, count, lane, group, valid);
   const int64_t stride = static_cast<int64_t>(sizes.heads) * sizes.channels;
   const int64_t head_channel = static_cast<int64_t>(item.head) * sizes.channels;
@@ -167,14 +196,11 @@ __global__ void __launch_bounds__(256) backward_kernel(
   const T* from = value + first_channel;
   const T* grads = grad_output + item.row(sizes) * stride + head_channel;
   const ValueGrad<Real> target{
-      grad_value, fixed,
-      fixed == nullptr ? 1.0
-                       : fixed_scale(
-                             magnitudes, static_cast<double>(sizes.queries) * count * 4.0)};
+      grad_value, fixed, point, fixed == nullptr ? Real(1) : static_cast<Real>(point->scale)};
   const int64_t first_sample = static_cast<int64_t>(item.head) * count;
-  Real* grad_locations =
+  Stored* grad_locations =
       outputs.locations + item.row(sizes) * samples.locations_stride + 2 * first_sample;
-  Real* grad_weights = outputs.weights + item.row(sizes) * samples.weights_stride + first_sample;
+  Stored* grad_weights = outputs.weights + item.row(sizes) * samples.weights_stride + first_sample;
   Real mean = Real(0); // of the weights' gradients, weighted by the attention
 
   for (int first = 0; first < count; first += kSampleTile) {
@@ -185,11 +211,11 @@ __global__ void __launch_bounds__(256) backward_kernel(
       const Level level = levels.level[level_index];
       AxisSample<Real> x, y;
       rows.axes(first + i, level_index, level, x, y);
-      const Corners<Real> found = corners<Real>(x, y, level.width, level.start);
-      const Real attention = softmax(rows.weights[first + i]);
+      Corners<Real> found = corners<Real>(x, y, level.width, level.start);
+      weigh_for_grad<Real>(found, x, y, softmax(rows.weight(first + i)));
       for (int corner = 0; corner < 4; ++corner) {
         pixels[i].value[corner] = found.pixel[corner];
-        weights[i].value[corner] = found.weight[corner] * attention;
+        weights[i].value[corner] = found.weight[corner];
         dots[i].value[corner] = Real(0);
       }
     }
@@ -197,6 +223,7 @@ __global__ void __launch_bounds__(256) backward_kernel(
     for (int base = 0; base < sizes.channels; base += group * kChannels) {
       const int channel = base + lane * kChannels;
       const bool active = valid && channel < sizes.channels;
+      const int lanes = lanes_at(sizes.channels, base, group, kChannels);
       Real grad[kChannels] = {};
       if (active) {
         const Pack<T, kChannels> pack =
@@ -226,8 +253,8 @@ __global__ void __launch_bounds__(256) backward_kernel(
             }
             if (weight.value[corner] != Real(0)) { // outside, or on the border: nothing to add
               target.add(
-                  first_channel + pixel.value[corner] * stride + channel, weight.value[corner],
-                  grad);
+                  first_channel + pixel.value[corner] * stride + base, lane, lanes,
+                  weight.value[corner], grad);
             }
           }
         }
@@ -250,13 +277,20 @@ __global__ void __launch_bounds__(256) backward_kernel(
       const Four<Real> dot = dots[i];
       const SampleGrad<Real> grad = sample_grad<Real>(
           x, y, dot.value[0], dot.value[1], dot.value[2], dot.value[3]);
-      const Real attention = softmax(rows.weights[first + i]);
+      const Real attention = softmax(rows.weight(first + i));
+      const bool moves = touches<Real>(x, y);
       // By location: one level is width pixels wide. By offset: offsets are in pixels.
       const Real width = softmax.active ? Real(1) : static_cast<Real>(level.width);
       const Real height = softmax.active ? Real(1) : static_cast<Real>(level.height);
-      grad_locations[2 * (first + i)] = attention * grad.x * width;
-      grad_locations[2 * (first + i) + 1] = attention * grad.y * height;
-      grad_weights[first + i] = grad.attention;
+      grad_locations[2 * (first + i)] =
+          narrow<Stored>(moves ? attention * grad.x * width : Real(0));
+      grad_locations[2 * (first + i) + 1] =
+          narrow<Stored>(moves ? attention * grad.y * height : Real(0));
+      if (kKeep && softmax.active) {
+        kept[first + i] = grad.attention;
+      } else {
+        grad_weights[first + i] = narrow<Stored>(grad.attention);
+      }
       mean += attention * grad.attention;
     }
   }
@@ -265,68 +299,32 @@ __global__ void __launch_bounds__(256) backward_kernel(
     for (int first = 0; first < count; first += kSampleTile) {
       // The same samples as above, so every lane reads what it wrote itself.
       for (int i = first + lane; valid && i < min(first + kSampleTile, count); i += group) {
-        grad_weights[i] = softmax(rows.weights[i]) * (grad_weights[i] - mean);
+        Real raw;
+        if constexpr (kKeep) {
+          raw = kept[i];
+        } else {
+          raw = grad_weights[i];
+        }
+        grad_weights[i] = narrow<Stored>(softmax(rows.weight(i)) * (raw - mean));
       }
     }
   }
 }
 
+// Puts the channels of fixed point, which lie as ValueGrad says, in order.
 template <typename Real>
 __global__ void from_fixed_kernel(
-    const long long* fixed, const Magnitudes* magnitudes, double terms, int64_t count, Real* sums) {
-  const double scale = fixed_scale(magnitudes, terms);
-  const bool usable = scale > 0 && scale < INFINITY;
+    const long long* fixed, const FixedPoint* point, const int channels, const int group,
+    const int per_lane, const int64_t count, Real* sums) {
+  const double unit = 1.0 / point->scale;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
        i += step) {
-    sums[i] = usable ? static_cast<Real>(static_cast<double>(fixed[i]) / scale) : NAN;
-  }
-}
-
-// The classical way: a thread per output channel, every gradient added atomically.
-template <typename T>
-__global__ void __launch_bounds__(256) baseline_kernel(
-    const T* __restrict__ value,
-    const T* __restrict__ grad_output,
-    const Samples samples,
-    const CallSizes sizes,
-    const LevelTable levels,
-    RealOf<T>* grad_value,
-    const Outputs<RealOf<T>> outputs) {
-  using Real = RealOf<T>;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (index >= sizes.items * sizes.channels) {
-    return;
-  }
-  const Item item(sizes, index / sizes.channels);
-  const ItemSamples<Real> rows(samples, sizes, item);
-  const int64_t stride = static_cast<int64_t>(sizes.heads) * sizes.channels;
-  const int64_t first_channel = item.batch * sizes.pixels * stride +
-      static_cast<int64_t>(item.head) * sizes.channels + index % sizes.channels;
-  const int count = sizes.levels * sizes.points;
-  const int64_t first_sample = static_cast<int64_t>(item.head) * count;
-  Real* grad_locations =
-      outputs.locations + item.row(sizes) * samples.locations_stride + 2 * first_sample;
-  Real* grad_weights = outputs.weights + item.row(sizes) * samples.weights_stride + first_sample;
-  const Real grad = real_of(grad_output[index]);
-  for (int sample = 0; sample < count; ++sample) {
-    const int level_index = sample / sizes.points;
-    const Level level = levels.level[level_index];
-    AxisSample<Real> x, y;
-    rows.axes(sample, level_index, level, x, y);
-    const Corners<Real> found = corners<Real>(x, y, level.width, level.start);
-    const Real attention = rows.weights[sample];
-    Real dots[4];
-    for (int corner = 0; corner < 4; ++corner) {
-      const int64_t offset = first_channel + found.pixel[corner] * stride;
-      dots[corner] = grad * real_of(value[offset]);
-      atomicAdd(grad_value + offset, found.weight[corner] * attention * grad);
-    }
-    const SampleGrad<Real> part = sample_grad<Real>(x, y, dots[0], dots[1], dots[2], dots[3]);
-    atomicAdd(grad_locations + 2 * sample, attention * part.x * static_cast<Real>(level.width));
-    atomicAdd(
-        grad_locations + 2 * sample + 1, attention * part.y * static_cast<Real>(level.height));
-    atomicAdd(grad_weights + sample, part.attention);
+    const int channel = static_cast<int>(i % channels), tile = group * per_lane;
+    const int within = channel % tile;
+    const int lanes = lanes_at(channels, channel - within, group, per_lane);
+    const int64_t from = i - within + within % per_lane * lanes + within / per_lane;
+    sums[i] = point->not_finite ? NAN : static_cast<Real>(static_cast<double>(fixed[from]) * unit);
   }
 }
 
@@ -336,101 +334,95 @@ struct Backward {
   const Tensor& grad_output;
   const Samples& samples;
   Tensor& grad_value; // zeros in the type of the arithmetic
-  void* grad_locations;
+  void* grad_locations; // in the type of the samples
   void* grad_weights;
-  bool deterministic, baseline;
+  bool deterministic;
 
   template <typename T>
   void operator()() const {
-    constexpr int kWide = 16 / sizeof(T);
-    if (baseline) {
-      run_baseline<T>();
-    } else if (
-        sizes.channels % kWide == 0 && aligned(value.const_data_ptr()) &&
+    dispatch_stored<T>(samples, [this]<typename Stored>() { choose<T, Stored>(); });
+  }
+
+  template <typename T, typename Stored>
+  void choose() const {
+    // Four channels a lane for half types, too: one 16-byte atomic a corner, and the neighbour's
+    // goes on where it ends. Eight were measured to take half as long again on an H200.
+    constexpr int kWide = sizeof(T) == 8 ? 2 : 4;
+    if (sizes.channels % kWide == 0 && aligned(value.const_data_ptr()) &&
         aligned(grad_output.const_data_ptr())) {
-      run<T, kWide>();
+      run<T, Stored, kWide>();
     } else {
-      run<T, 1>();
+      run<T, Stored, 1>();
     }
   }
 
-  template <typename T>
-  Outputs<RealOf<T>> outputs() const {
-    return {static_cast<RealOf<T>*>(grad_locations), static_cast<RealOf<T>*>(grad_weights)};
-  }
-
-  template <typename T, int kChannels>
+  template <typename T, typename Stored, int kChannels>
   void run() const {
     using Real = RealOf<T>;
     const CallSizes call = call_sizes(sizes);
     const Launch launch(call, kChannels);
-    const size_t shared = launch.items_per_block * (kSampleTile + 1) *
-        (2 * sizeof(Four<Real>) + sizeof(Four<int32_t>));
+    const bool softmax = samples.reference != nullptr;
+    const bool keeps = softmax && !std::is_same_v<Stored, Real>;
+    const size_t shared = launch.items_per_block *
+        ((kSampleTile + 1) * (2 * sizeof(Four<Real>) + sizeof(Four<int32_t>)) +
+         (keeps ? sizes.samples_per_head() * sizeof(Real) : 0));
     if (shared > 48 * 1024) {
       cudaFuncSetAttribute(
-          backward_kernel<T, kChannels>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+          backward_kernel<T, Stored, kChannels>, cudaFuncAttributeMaxDynamicSharedMemorySize,
           static_cast<int>(shared));
     }
     const cudaStream_t stream = current_stream(value);
-    const int64_t count = grad_value.numel();
-    Tensor fixed, magnitudes;
+    Tensor fixed, made;
     if (deterministic) {
       fixed = new_zeros(grad_value, grad_value.sizes(), ScalarType::Long);
-      magnitudes = new_zeros(grad_value, {{2}}, ScalarType::Int);
-      unsigned* largest = static_cast<unsigned*>(magnitudes.mutable_data_ptr());
-      magnitude_kernel<T><<<256, 256, 0, stream>>>(
-          static_cast<const T*>(grad_output.const_data_ptr()), 1, 0, grad_output.numel(), largest);
-      if (samples.reference == nullptr) {
-        const int64_t columns = sizes.samples_per_query();
-        magnitude_kernel<Real><<<256, 256, 0, stream>>>(
-            static_cast<const Real*>(samples.weights), sizes.batch * sizes.queries,
-            samples.weights_stride, columns, largest + 1);
-      } else { // a softmax stays below 1
-        set_one_kernel<<<1, 1, 0, stream>>>(largest + 1);
-      }
-      check_launch("the magnitudes of ms_deform_attn's backward");
+      made = fixed_point<T, Stored>(softmax);
     }
-    const Magnitudes* known =
-        deterministic ? static_cast<const Magnitudes*>(magnitudes.const_data_ptr()) : nullptr;
-    backward_kernel<T, kChannels>
+    FixedPoint* point = deterministic ? static_cast<FixedPoint*>(made.mutable_data_ptr()) : nullptr;
+    backward_kernel<T, Stored, kChannels>
         <<<static_cast<unsigned>(launch.blocks), launch.threads, shared, stream>>>(
             static_cast<const T*>(value.const_data_ptr()),
             static_cast<const T*>(grad_output.const_data_ptr()), samples, call, level_table(sizes),
             launch.group, static_cast<Real*>(grad_value.mutable_data_ptr()),
             deterministic ? static_cast<unsigned long long*>(fixed.mutable_data_ptr()) : nullptr,
-            known, outputs<T>());
+            point,
+            Outputs<Stored>{
+                static_cast<Stored*>(grad_locations), static_cast<Stored*>(grad_weights)});
     check_launch("the backward of ms_deform_attn");
     if (deterministic) {
       from_fixed_kernel<Real><<<1024, 256, 0, stream>>>(
-          static_cast<const long long*>(fixed.const_data_ptr()), known,
-          static_cast<double>(sizes.queries) * sizes.samples_per_head() * 4.0, count,
-          static_cast<Real*>(grad_value.mutable_data_ptr()));
+          static_cast<const long long*>(fixed.const_data_ptr()), point, call.channels, launch.group,
+          kChannels, grad_value.numel(), static_cast<Real*>(grad_value.mutable_data_ptr()));
       check_launch("the end of ms_deform_attn's deterministic backward");
     }
   }
 
-  template <typename T>
-  void run_baseline() const {
-    const CallSizes call = call_sizes(sizes);
-    const int64_t blocks = (call.items * call.channels + 255) / 256;
-    COMER_D2_CHECK(blocks <= kMaxInt32, "more than 2**31 blocks of output channels");
-    baseline_kernel<T><<<static_cast<unsigned>(blocks), 256, 0, current_stream(value)>>>(
-        static_cast<const T*>(value.const_data_ptr()),
-        static_cast<const T*>(grad_output.const_data_ptr()), samples, call, level_table(sizes),
-        static_cast<RealOf<T>*>(grad_value.mutable_data_ptr()), outputs<T>());
-    check_launch("the baseline backward of ms_deform_attn");
+  template <typename T, typename Stored>
+  Tensor fixed_point(bool softmax) const {
+    const cudaStream_t stream = current_stream(value);
+    Tensor magnitudes = new_zeros(grad_value, {{2}}, ScalarType::Int);
+    Tensor point = new_empty(grad_value, {{sizeof(FixedPoint) / sizeof(double)}}, ScalarType::Double);
+    unsigned* largest = static_cast<unsigned*>(magnitudes.mutable_data_ptr());
+    magnitude_kernel<T><<<256, 256, 0, stream>>>(
+        static_cast<const T*>(grad_output.const_data_ptr()), 1, 0, grad_output.numel(), largest);
+    if (!softmax) {
+      magnitude_kernel<Stored><<<256, 256, 0, stream>>>(
+          static_cast<const Stored*>(samples.weights), sizes.batch * sizes.queries,
+          samples.weights_stride, sizes.samples_per_query(), largest + 1);
+    }
+    scale_kernel<<<1, 1, 0, stream>>>(
+        static_cast<const Magnitudes*>(magnitudes.const_data_ptr()), softmax,
+        static_cast<double>(sizes.queries) * sizes.samples_per_head() * 4.0,
+        static_cast<FixedPoint*>(point.mutable_data_ptr()));
+    check_launch("the magnitudes of ms_deform_attn's backward");
+    return point;
   }
 };
 
-using ThreeGrads = std::tuple<Tensor, Tensor, Tensor>;
-
-ThreeGrads run(
-    const Tensor& grad_output, const Tensor& value, const std::vector<int64_t>& spatial_shapes,
-    const Tensor& sampling_locations, const Tensor& attention_weights, bool deterministic,
-    bool baseline) {
+std::tuple<Tensor, Tensor, Tensor> backward(
+    const Tensor& grad_output, const Tensor& value, std::vector<int64_t> spatial_shapes,
+    const Tensor& sampling_locations, const Tensor& attention_weights, bool deterministic) {
   const Sizes sizes = check_arguments(value, spatial_shapes, sampling_locations, attention_weights);
   check_grad_output(grad_output, value, sizes);
-  const ScalarType real = real_type(value);
   if (sizes.empty()) {
     return {new_zeros(value, value.sizes()),
             new_zeros(sampling_locations, sampling_locations.sizes()),
@@ -438,37 +430,15 @@ ThreeGrads run(
   }
   const DeviceGuard guard(value.get_device_index());
   const Tensor values = contiguous(value), grads = contiguous(grad_output);
-  const Tensor locations = as_type(sampling_locations, real);
-  const Tensor weights = as_type(attention_weights, real);
-  Tensor grad_value = new_zeros(value, value.sizes(), real);
-  // The baseline adds to these atomically, the kernel writes every number of them.
-  Tensor grad_locations = baseline ? new_zeros(locations, locations.sizes())
-                                   : new_empty(locations, locations.sizes());
-  Tensor grad_weights =
-      baseline ? new_zeros(weights, weights.sizes()) : new_empty(weights, weights.sizes());
+  const Tensor locations = contiguous(sampling_locations), weights = contiguous(attention_weights);
+  Tensor grad_value = new_zeros(value, value.sizes(), real_type(value));
+  Tensor grad_locations = new_empty(locations, locations.sizes());
+  Tensor grad_weights = new_empty(weights, weights.sizes());
   dispatch(
       value.scalar_type(),
       Backward{sizes, values, grads, samples_of(locations, weights, sizes), grad_value,
-               grad_locations.mutable_data_ptr(), grad_weights.mutable_data_ptr(), deterministic,
-               baseline});
-  return {as_type(grad_value, value.scalar_type()),
-          as_type(grad_locations, sampling_locations.scalar_type()),
-          as_type(grad_weights, attention_weights.scalar_type())};
-}
-
-ThreeGrads backward(
-    const Tensor& grad_output, const Tensor& value, std::vector<int64_t> spatial_shapes,
-    const Tensor& sampling_locations, const Tensor& attention_weights, bool deterministic) {
-  return run(
-      grad_output, value, spatial_shapes, sampling_locations, attention_weights, deterministic,
-      false);
-}
-
-ThreeGrads baseline(
-    const Tensor& grad_output, const Tensor& value, std::vector<int64_t> spatial_shapes,
-    const Tensor& sampling_locations, const Tensor& attention_weights) {
-  return run(
-      grad_output, value, spatial_shapes, sampling_locations, attention_weights, false, true);
+               grad_locations.mutable_data_ptr(), grad_weights.mutable_data_ptr(), deterministic});
+  return {as_type(grad_value, value.scalar_type()), grad_locations, grad_weights};
 }
 
 std::tuple<Tensor, Tensor> fused(
@@ -476,36 +446,29 @@ std::tuple<Tensor, Tensor> fused(
     const Tensor& projected, const Tensor& reference_points, bool deterministic) {
   const Sizes sizes = check_fused_arguments(value, spatial_shapes, projected, reference_points);
   check_grad_output(grad_output, value, sizes);
-  const ScalarType real = real_type(value);
   if (sizes.empty()) {
     return {new_zeros(value, value.sizes()), new_zeros(projected, projected.sizes())};
   }
   const DeviceGuard guard(value.get_device_index());
+  const ScalarType real = real_type(value);
   const Tensor values = contiguous(value), grads = contiguous(grad_output);
-  const Tensor raw = as_type(projected, real), reference = as_type(reference_points, real);
+  const Tensor reference = as_type(reference_points, real);
+  const Tensor raw = sizes.samples_per_head() <= kMostKept ? contiguous(projected)
+                                                           : as_type(projected, real);
   Tensor grad_value = new_zeros(value, value.sizes(), real);
   Tensor grad_raw = new_empty(raw, raw.sizes());
   char* start = static_cast<char*>(grad_raw.mutable_data_ptr());
   dispatch(
       value.scalar_type(),
       Backward{sizes, values, grads, fused_samples_of(raw, reference, sizes), grad_value, start,
-               start + 2 * sizes.samples_per_query() * grad_raw.element_size(), deterministic,
-               false});
+               start + 2 * sizes.samples_per_query() * grad_raw.element_size(), deterministic});
   return {as_type(grad_value, value.scalar_type()), as_type(grad_raw, projected.scalar_type())};
 }
 
 } // namespace
 } // namespace comer_d2::cuda
 
-STABLE_TORCH_LIBRARY_FRAGMENT(comer_d2, m) {
-  m.def(
-      "ms_deform_attn_baseline_backward(Tensor grad_output, Tensor value, "
-      "SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) "
-      "-> (Tensor, Tensor, Tensor)");
-}
-
 STABLE_TORCH_LIBRARY_IMPL(comer_d2, CUDA, m) {
   m.impl("ms_deform_attn_backward", TORCH_BOX(&comer_d2::cuda::backward));
   m.impl("ms_deform_attn_fused_backward", TORCH_BOX(&comer_d2::cuda::fused));
-  m.impl("ms_deform_attn_baseline_backward", TORCH_BOX(&comer_d2::cuda::baseline));
 }

@@ -10,7 +10,7 @@
 namespace comer_d2::cuda {
 namespace {
 
-template <typename T, int kChannels>
+template <typename T, typename Stored, int kChannels>
 __global__ void __launch_bounds__(256) forward_kernel(
     const T* __restrict__ value,
     const Samples samples,
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(256) forward_kernel(
   const int64_t index = static_cast<int64_t>(blockIdx.x) * items_per_block + local;
   const bool valid = index < sizes.items;
   const Item item(sizes, valid ? index : 0); // lanes without an item stay for the barriers
-  const ItemSamples<Real> rows(samples, sizes, item);
+  const ItemSamples<Real, Stored> rows(samples, sizes, item);
   const int count = sizes.levels * sizes.points;
   const Softmax<Real> softmax(rows, count, lane, group, valid);
   const int64_t stride = static_cast<int64_t>(sizes.heads) * sizes.channels;
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(256) forward_kernel(
         AxisSample<Real> x, y;
         rows.axes(first + i, level_index, level, x, y);
         const Corners<Real> found = corners<Real>(x, y, level.width, level.start);
-        const Real attention = softmax(rows.weights[first + i]);
+        const Real attention = softmax(rows.weight(first + i));
         for (int corner = 0; corner < 4; ++corner) {
           pixels[i].value[corner] = found.pixel[corner];
           weights[i].value[corner] = found.weight[corner] * attention;
@@ -92,43 +92,7 @@ __global__ void __launch_bounds__(256) forward_kernel(
   }
 }
 
-// The classical way: a thread per output channel that computes every sample anew. It is here to
-// test and to measure the other one against.
-template <typename T>
-__global__ void __launch_bounds__(256) baseline_kernel(
-    const T* __restrict__ value,
-    const Samples samples,
-    const CallSizes sizes,
-    const LevelTable levels,
-    T* __restrict__ output) {
-  using Real = RealOf<T>;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (index >= sizes.items * sizes.channels) {
-    return;
-  }
-  const Item item(sizes, index / sizes.channels);
-  const ItemSamples<Real> rows(samples, sizes, item);
-  const int64_t stride = static_cast<int64_t>(sizes.heads) * sizes.channels;
-  const T* from = value + item.batch * sizes.pixels * stride +
-      static_cast<int64_t>(item.head) * sizes.channels + index % sizes.channels;
-  Real sum = Real(0);
-  for (int level_index = 0; level_index < sizes.levels; ++level_index) {
-    const Level level = levels.level[level_index];
-    for (int point = 0; point < sizes.points; ++point) {
-      const int sample = level_index * sizes.points + point;
-      AxisSample<Real> x, y;
-      rows.axes(sample, level_index, level, x, y);
-      const Corners<Real> found = corners<Real>(x, y, level.width, level.start);
-      for (int corner = 0; corner < 4; ++corner) {
-        sum += rows.weights[sample] * found.weight[corner] *
-            real_of(from[found.pixel[corner] * stride]);
-      }
-    }
-  }
-  output[index] = narrow<T>(sum);
-}
-
-template <typename T, int kChannels>
+template <typename T, typename Stored, int kChannels>
 void launch(
     const CallSizes& sizes, const LevelTable& levels, const Tensor& value, const Samples& samples,
     Tensor& output) {
@@ -137,10 +101,10 @@ void launch(
       (sizeof(Four<RealOf<T>>) + sizeof(Four<int32_t>));
   if (shared > 48 * 1024) {
     cudaFuncSetAttribute(
-        forward_kernel<T, kChannels>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+        forward_kernel<T, Stored, kChannels>, cudaFuncAttributeMaxDynamicSharedMemorySize,
         static_cast<int>(shared));
   }
-  forward_kernel<T, kChannels>
+  forward_kernel<T, Stored, kChannels>
       <<<static_cast<unsigned>(launch.blocks), launch.threads, shared, current_stream(value)>>>(
           static_cast<const T*>(value.const_data_ptr()), samples, sizes, levels, launch.group,
           static_cast<T*>(output.mutable_data_ptr()));
@@ -152,58 +116,40 @@ struct Forward {
   const Tensor& value; // contiguous, as everything that samples points at
   const Samples& samples;
   Tensor& output;
-  bool baseline;
 
   template <typename T>
   void operator()() const {
+    dispatch_stored<T>(samples, [this]<typename Stored>() { run<T, Stored>(); });
+  }
+
+  template <typename T, typename Stored>
+  void run() const {
     const CallSizes call = call_sizes(sizes);
     const LevelTable levels = level_table(sizes);
     constexpr int kWide = 16 / sizeof(T);
-    if (baseline) {
-      const int64_t blocks = (call.items * call.channels + 255) / 256;
-      COMER_D2_CHECK(blocks <= kMaxInt32, "more than 2**31 blocks of output channels");
-      baseline_kernel<T><<<static_cast<unsigned>(blocks), 256, 0, current_stream(value)>>>(
-          static_cast<const T*>(value.const_data_ptr()), samples, call, levels,
-          static_cast<T*>(output.mutable_data_ptr()));
-      check_launch("the baseline forward of ms_deform_attn");
-    } else if (sizes.channels % kWide == 0 && aligned(value.const_data_ptr())) {
-      launch<T, kWide>(call, levels, value, samples, output);
+    if (sizes.channels % kWide == 0 && aligned(value.const_data_ptr())) {
+      launch<T, Stored, kWide>(call, levels, value, samples, output);
     } else {
-      launch<T, 1>(call, levels, value, samples, output);
+      launch<T, Stored, 1>(call, levels, value, samples, output);
     }
   }
 };
 
-Tensor run(
+Tensor forward(
     const Tensor& value, std::vector<int64_t> spatial_shapes, const Tensor& sampling_locations,
-    const Tensor& attention_weights, bool baseline) {
+    const Tensor& attention_weights) {
   const Sizes sizes = check_arguments(value, spatial_shapes, sampling_locations, attention_weights);
   const std::vector<int64_t> shape{sizes.batch, sizes.queries, sizes.heads * sizes.channels};
   if (sizes.empty()) {
     return new_zeros(value, shape);
   }
   const DeviceGuard guard(value.get_device_index());
-  const ScalarType real = real_type(value);
   const Tensor values = contiguous(value);
-  const Tensor locations = as_type(sampling_locations, real);
-  const Tensor weights = as_type(attention_weights, real);
+  const Tensor locations = contiguous(sampling_locations), weights = contiguous(attention_weights);
   Tensor output = new_empty(value, shape);
   dispatch(
-      value.scalar_type(),
-      Forward{sizes, values, samples_of(locations, weights, sizes), output, baseline});
+      value.scalar_type(), Forward{sizes, values, samples_of(locations, weights, sizes), output});
   return output;
-}
-
-Tensor forward(
-    const Tensor& value, std::vector<int64_t> spatial_shapes, const Tensor& sampling_locations,
-    const Tensor& attention_weights) {
-  return run(value, spatial_shapes, sampling_locations, attention_weights, false);
-}
-
-Tensor baseline(
-    const Tensor& value, std::vector<int64_t> spatial_shapes, const Tensor& sampling_locations,
-    const Tensor& attention_weights) {
-  return run(value, spatial_shapes, sampling_locations, attention_weights, true);
 }
 
 Tensor fused(
@@ -215,27 +161,18 @@ Tensor fused(
     return new_zeros(value, shape);
   }
   const DeviceGuard guard(value.get_device_index());
-  const ScalarType real = real_type(value);
-  const Tensor values = contiguous(value);
-  const Tensor raw = as_type(projected, real), reference = as_type(reference_points, real);
+  const Tensor values = contiguous(value), raw = contiguous(projected);
+  const Tensor reference = as_type(reference_points, real_type(value));
   Tensor output = new_empty(value, shape);
   dispatch(
-      value.scalar_type(),
-      Forward{sizes, values, fused_samples_of(raw, reference, sizes), output, false});
+      value.scalar_type(), Forward{sizes, values, fused_samples_of(raw, reference, sizes), output});
   return output;
 }
 
 } // namespace
 } // namespace comer_d2::cuda
 
-STABLE_TORCH_LIBRARY_FRAGMENT(comer_d2, m) {
-  m.def(
-      "ms_deform_attn_baseline(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
-      "Tensor attention_weights) -> Tensor");
-}
-
 STABLE_TORCH_LIBRARY_IMPL(comer_d2, CUDA, m) {
   m.impl("ms_deform_attn", TORCH_BOX(&comer_d2::cuda::forward));
   m.impl("ms_deform_attn_fused", TORCH_BOX(&comer_d2::cuda::fused));
-  m.impl("ms_deform_attn_baseline", TORCH_BOX(&comer_d2::cuda::baseline));
 }

@@ -185,8 +185,6 @@ def test_the_cuda_library_holds_a_kernel_for_every_schema():
         "ms_deform_attn_backward",
         "ms_deform_attn_fused",
         "ms_deform_attn_fused_backward",
-        "ms_deform_attn_baseline",
-        "ms_deform_attn_baseline_backward",
         "token_depthwise_conv",
         "token_depthwise_conv_backward",
     ):

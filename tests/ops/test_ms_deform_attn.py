@@ -233,6 +233,34 @@ def test_huge_and_non_finite_locations_contribute_nothing(device, dtype):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_non_finite_weights_outside_the_level_leave_its_gradient_clean(device, bad):
+    value, shapes, locations, weights = arguments(dtype=torch.float32, device=device)
+    outside = [(1.9, 0.5), (0.5, -0.8), (-3.0, 0.5), (1.6, 1.6), (0.5, 1e9), (math.nan, 0.5)]
+    with torch.no_grad():
+        for query, place in enumerate(outside):
+            locations[:, query] = locations.new_tensor(place)
+            weights[:, query] = bad
+    actual = with_gradients(ms_deform_attn, value, shapes, locations, weights)
+    expected = with_gradients(ms_deform_attn_reference, value, shapes, locations, weights)
+    assert actual[0][:, : len(outside)].isnan().all()  # the result hides nothing
+    assert all(tensor.isfinite().all() for tensor in actual[1:])
+    assert not actual[2][:, : len(outside)].any()
+    for got, wanted in zip(actual, expected):
+        torch.testing.assert_close(got, wanted, equal_nan=True)
+
+    value, shapes, projected, reference = fused_arguments(dtype=torch.float32, device=device)
+    with torch.no_grad():  # offsets in pixels: far outside for half of the queries
+        projected[:, :3, : 2 * 3 * 3 * 2] = 1000.0
+        projected[:, :3, 2 * 3 * 3 * 2 :] = bad
+    actual = with_gradients(ms_deform_attn_fused, value, shapes, projected, reference)
+    expected = with_gradients(ms_deform_attn_fused_reference, value, shapes, projected, reference)
+    assert actual[1].isfinite().all() and not actual[2][:, :3, : 2 * 3 * 3 * 2].any()
+    for got, wanted in zip(actual, expected):
+        torch.testing.assert_close(got, wanted, equal_nan=True, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("seed", range(25))
 def test_random_sizes(device, seed):
     generator = torch.Generator().manual_seed(1000 + seed)
