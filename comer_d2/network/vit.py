@@ -178,6 +178,10 @@ class ViT(nn.Module):
             ``"mlp"`` (EVA-02 B and L).
         mlp: the MLP's activation by timm's name (``"quick_gelu"`` for OpenAI's CLIP), or
             ``"swiglu"`` for one with a SiLU gate (EVA-02, the larger DINOv2 and DINOv3).
+        freeze_at: blocks, from the first on, that stay as they are, with the embedding before them;
+            0: nothing is frozen, ``depth``: all of it. What is frozen gets no gradient, and stays in
+            evaluation (no drop path) in training. With CTI to V off, the frozen part of a ViT-CoMer
+            keeps no activations either.
         draw_weights: draw the initial weights here. ``False`` leaves them to the network that the
             ViT is given to, which draws them after making its own layers: for runs that are to
             repeat, at a seed, those of version 0.1.
@@ -210,6 +214,7 @@ class ViT(nn.Module):
         post_norm: bool = False,
         sub_norms: Sequence[str] = (),
         mlp: str = "gelu",
+        freeze_at: int = 0,
         draw_weights: bool = True,
     ) -> None:
         super().__init__()
@@ -284,10 +289,32 @@ class ViT(nn.Module):
             )
             for i in range(depth)
         )
+        if not 0 <= freeze_at <= depth:
+            raise ValueError(
+                f"freeze_at must be 0 to {depth}, the depth of the ViT, got {freeze_at}"
+            )
+        self.freeze_at = freeze_at
+        for part in self.frozen_parts():
+            part.requires_grad_(False)
         self.is_drawn = draw_weights
         if draw_weights:
             draw_layers(self)
             self.draw_tables()
+
+    def frozen_parts(self) -> list[nn.Module | nn.Parameter]:
+        """What ``freeze_at`` says: embedding and first blocks, or nothing."""
+        if not self.freeze_at:
+            return []
+        tables = [t for t in (self.pos_embed, self.prefix_tokens) if t is not None]
+        return [self.patch_embed, self.norm_pre, *tables, *self.blocks[: self.freeze_at]]
+
+    def train(self, mode: bool = True) -> "ViT":
+        """As ever, but that what is frozen stays in evaluation."""
+        super().train(mode)
+        for part in self.frozen_parts():
+            if isinstance(part, nn.Module):
+                part.eval()
+        return self
 
     def draw_tables(self) -> None:
         """Draws positions and prefix tokens, as the released training did."""
