@@ -50,6 +50,7 @@ def _loggers_of_their_own() -> Iterator[None]:
 
     setup_logger.cache_clear()
     for name in ("detectron2", "fvcore", "comer_d2"):
+        logging.getLogger(name).propagate = True  # a run turns it off, and caplog hears nothing
         for handler in logging.getLogger(name).handlers[:]:
             logging.getLogger(name).removeHandler(handler)
             handler.close()

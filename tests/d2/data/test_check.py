@@ -1,6 +1,5 @@
 """The check of all files, its repaired copy, and that a run checks once."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from comer_d2.d2.cli import parse_arguments
 from comer_d2.d2.commands.check import main
 from comer_d2.d2.data import instances
 from comer_d2.d2.engine.checks import check_ready
@@ -111,8 +111,7 @@ def test_processes_of_a_run_take_over_the_check_of_their_parent(
         raise AssertionError("checked twice")
 
     monkeypatch.setattr(instances, "read_coco", again)
-    args = argparse.Namespace(config_file=CONFIG, opts=given, eval_only=False, resume=False)
-    results = run(args, checked)
+    results = run(parse_arguments(["--config-file", CONFIG, *given]), checked)
     assert results["bbox"]["AP"] >= 0
     assert read_metrics(tmp_path / "output")[-1]["total_loss"] > 0
     log = (tmp_path / "output/log.txt").read_text()
