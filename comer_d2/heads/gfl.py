@@ -177,7 +177,8 @@ class GFLHead(nn.Module):
 
     def expected(self, distributions: Tensor) -> Tensor:
         """Logits (..., n + 1) -> the expected distance (...), in strides."""
-        return distributions.softmax(dim=-1) @ self.values
+        # Not a matrix product: autocast would compute it in half precision, pixels off.
+        return (distributions.softmax(dim=-1) * self.values).sum(dim=-1)
 
     def _anchors(self, predictions: Sequence[GFLPredictions]) -> list[Tensor]:
         return square_anchors([p.logits for p in predictions], self.strides, self.anchor_scale)

@@ -221,6 +221,9 @@ def test_autocast(oracle: tuple, dtype: torch.dtype) -> None:
         levels = head.decode(predictions)
     assert predictions[0].logits.dtype == dtype
     assert levels[0].boxes.dtype == levels[0].scores.dtype == torch.float32
+    # What was predicted is decoded in float32: the coarsest cells are 128 pixels.
+    for level, in_full in zip(levels, head.decode(predictions), strict=True):
+        torch.testing.assert_close(level.boxes, in_full.boxes, rtol=0, atol=1e-3)
     for name, loss in head.losses(head(maps), OBJECTS, IMAGE_SIZES).items():
         assert losses[name].dtype == torch.float32
         torch.testing.assert_close(losses[name], loss, rtol=0.03, atol=0)
