@@ -18,8 +18,8 @@ class DenseDetector(Detectron2Detector):
 
     Args:
         backbone: a pyramid, such as Detectron2's FPN with :class:`LastLevelP6P7`.
-        head: feature maps -> predictions of every level, with `losses` and `decode`; such as
-            :class:`comer_d2.heads.atss.ATSSHead` or :class:`comer_d2.heads.gfl.GFLHead`.
+        head: feature maps -> predictions of every level, with `strides`, `losses` and `decode`; such
+            as :class:`comer_d2.heads.atss.ATSSHead` or :class:`comer_d2.heads.gfl.GFLHead`.
         head_in_features: the maps it reads, finest first.
         pixel_mean: per channel.
         pixel_std: per channel.
@@ -28,6 +28,9 @@ class DenseDetector(Detectron2Detector):
         test_nms_thresh: IoU above which the better box of a class suppresses another.
         max_detections_per_image: after it.
         input_format: the order of channels that the model is trained on.
+
+    Raises:
+        ValueError: if the maps are not those that the head's strides are of.
     """
 
     def __init__(
@@ -44,6 +47,12 @@ class DenseDetector(Detectron2Detector):
         max_detections_per_image: int = 100,
         input_format: str = "RGB",
     ) -> None:
+        given = {name: shape.stride for name, shape in backbone.output_shape().items()}
+        if [given.get(name) for name in head_in_features] != list(head.strides):
+            raise ValueError(
+                f"head_in_features {list(head_in_features)} must be maps of the head's strides "
+                f"{list(head.strides)}; the backbone's maps and their strides are {given}"
+            )
         super().__init__(
             backbone, head, list(head_in_features), pixel_mean=pixel_mean, pixel_std=pixel_std
         )

@@ -50,6 +50,9 @@ class DINOHead(nn.Module):
         denoising: makes extra queries in training.
         num_queries: queries Q; on images of fewer tokens as many as there are.
         dim: channels D.
+
+    Raises:
+        ValueError: without queries, nothing would be learnt.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class DINOHead(nn.Module):
         dim: int = 256,
     ) -> None:
         super().__init__()
+        if num_queries < 1:
+            raise ValueError(f"num_queries must be at least 1, got {num_queries}")
         self.neck = neck
         self.encoder = encoder
         self.proposals = proposals

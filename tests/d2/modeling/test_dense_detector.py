@@ -11,6 +11,7 @@ from detectron2.data import DatasetMapper
 from detectron2.modeling import Backbone
 from detectron2.modeling.backbone import FPN
 from detectron2.structures import Boxes, BoxMode, Instances
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -212,6 +213,25 @@ class Inference(nn.Module):
             nms_threshold=0.6,
             max_detections=40,
         )
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("head.strides", [8, 16]),
+        ("head.strides", [4, 8, 16, 32, 64]),
+        ("head_in_features", ["p3", "p4"]),
+        ("head_in_features", ["p2", "p3", "p4", "p5", "p6"]),
+    ],
+)
+def test_maps_of_other_strides_are_refused(head: str, key: str, value: list) -> None:
+    """Before the first iteration, or anchors would silently be elsewhere."""
+    cfg = LazyConfig.load(str(ROOT / f"configs/quickstart/{head}_comer_digits.py"))
+    cfg.dataset.num_classes = 3
+    OmegaConf.update(cfg.model, key, value)
+    with pytest.raises(ValueError, match=r"head_in_features .* strides .*'p3': 8"):
+        instantiate(cfg.model)
 
 
 @pytest.mark.parametrize("head", HEADS)

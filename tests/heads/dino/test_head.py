@@ -22,6 +22,11 @@ def losses_of(head: DINOHead) -> dict[str, Tensor]:
     return DINOCriterion(matcher=BoxMatcher())(outputs, targets)
 
 
+def test_a_head_without_queries_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_queries must be at least 1, got 0"):
+        tiny_head(num_queries=0)
+
+
 def test_checkpointing_changes_nothing() -> None:
     plain, saving = rough_head(), rough_head(use_act_checkpoint=True)
     results = []
