@@ -11,7 +11,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -42,6 +42,10 @@ class NumpyDtype:
 
 class NumpyArray(np.ndarray):
     """An array of a pickle: takes the place of ``numpy.ndarray``."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """NumPy's own takes bytes as addresses of objects, and leaves memory as it was."""
+        raise pickle.UnpicklingError("an array without a state is not allowed")
 
     def __setstate__(self, state: Any) -> None:
         """Takes a copy of the bytes, if they are those of the dtype and the shape."""

@@ -195,6 +195,12 @@ BUILDS = {
         "a OrderedDict with a state",
     ),
     "a state of a type": (b"cnumpy\nndarray\n}U\x01aU\x01bsb", "a type with a state"),
+    "objects at addresses": (
+        b"cnumpy\nndarray\n((I1\ntU\x01O" + b"c_codecs\nencode\n(U\x08AAAAAAAAU\x06latin1tRtR",
+        "an array without a state",
+    ),
+    "memory as it was": (b"cnumpy\nndarray\n((I4\nttR", "an array without a state"),
+    "memory as it was, made anew": (b"cnumpy\nndarray\n((I4\ntt\x81", "an array without a state"),
     "another codec": (b"c_codecs\nencode\n(U\x01aU\x03hextR", r"wants the type _codecs\.encode"),
 }
 
