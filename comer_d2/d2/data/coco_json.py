@@ -7,6 +7,7 @@ the rest; it happens always. What is *repaired* changes an annotation, and has t
 import importlib.metadata
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -123,8 +124,8 @@ def parse(found: CocoFile, json_file: str | None, images: str | None) -> bool:
         return False
     try:
         text = Path(json_file).read_bytes()
-        content = json.loads(text)  # with or without a byte order mark
-    except ValueError as error:
+        content = json.loads(text, parse_int=_whole_number)  # with or without a byte order mark
+    except (ValueError, RecursionError) as error:
         findings.add(f"not valid json ({error})")
         return False
     if not isinstance(content, dict):
@@ -245,11 +246,11 @@ def _find_files(found: CocoFile, folder: Path) -> list[str]:
     renamed = []
     for image in found.content["images"]:
         name = image["file_name"]
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):  # unlike Path.is_file, False for names no system takes
             continue
         slashes = name.replace("\\", "/")
         for candidate in (slashes, slashes.removeprefix("images/")):
-            if candidate != name and (folder / candidate).is_file():
+            if candidate != name and os.path.isfile(folder / candidate):
                 image["file_name"] = candidate
                 renamed.append(f"{name} is {candidate}")
                 break
@@ -278,6 +279,10 @@ def _check_annotations(found: CocoFile, need_masks: bool, repair: bool) -> None:
     found.note("annotations without iscrowd: taken as 0", map(_name, without), changed=True)
     for annotation in without:
         annotation["iscrowd"] = 0
+    findings.extend(
+        "annotations whose iscrowd is neither 0 nor 1",
+        (f"{_name(a)}: {a['iscrowd']!r}" for a in annotations if a["iscrowd"] not in (0, 1)),
+    )
     images = {image["id"]: image for image in content["images"]}
     categories = found.categories
     findings.extend(
@@ -483,7 +488,7 @@ def _complete(found: CocoFile) -> None:
         return
     content = found.content
     images = {image["id"]: image for image in content["images"]}
-    without = [a for a in content["annotations"] if not _is_number(a.get("area"))]
+    without = [a for a in content["annotations"] if not _is_area(a.get("area"))]
     for annotation in without:
         annotation["area"] = _area(annotation, images[annotation["image_id"]])
     found.note("annotations without area: computed", map(_name, without), changed=True)
@@ -509,8 +514,17 @@ def _area(annotation: dict[str, Any], image: dict[str, Any]) -> float:
     return float(mask_util.area(segmentation))
 
 
+def _whole_number(text: str) -> int | float:
+    """Of 64 bits, as all that reads it later has them; larger ones become inexact, or infinite."""
+    return int(text) if len(text) <= 18 else float(text)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _is_area(value: Any) -> bool:
+    return _is_number(value) and value >= 0  # COCO's evaluation leaves out objects below 0
 
 
 def _is_box(box: list) -> bool:

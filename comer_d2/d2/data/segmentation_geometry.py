@@ -25,7 +25,10 @@ def polygon_problem(polygon: Any, width: int, height: int) -> str | None:
     if not isinstance(polygon, list):
         return "form"
     try:
-        points = np.array(polygon, dtype=np.float64)
+        points = np.array(polygon)
+        if points.dtype.kind == "U":  # NumPy reads numbers out of text, and training does not
+            return "form"
+        points = points.astype(np.float64)
     except (TypeError, ValueError):
         return "form"
     if points.ndim != 1 or len(points) % 2:

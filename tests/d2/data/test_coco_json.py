@@ -229,3 +229,43 @@ def test_compressed_counts_are_pycocotools() -> None:
         sound = {"size": [height, width], "counts": counts}
         assert rle_problem(sound, width, height) is None
         assert rle_problem({**sound, "counts": counts[:-1]}, width, height) == "counts"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bbox": [10**400, 3, 10, 8]}, "boxes that are not four finite numbers"),
+        ({"segmentation": [[10**400, 3, 12, 3, 12, 11]]}, "no finite number"),
+        ({"segmentation": [["2", "3", "12", "3", "12", "11"]]}, "neither a list of polygons"),
+        ({"segmentation": [[2, "3", 12, 3, 12, 11]]}, "neither a list of polygons"),
+        ({"iscrowd": "0"}, "iscrowd is neither 0 nor 1: annotation 1: '0'"),
+        ({"iscrowd": 2}, "iscrowd is neither 0 nor 1"),
+        ({"iscrowd": []}, "iscrowd is neither 0 nor 1"),
+        ({"image_id": 2**64 + 7}, "'image_id' is no number or text"),
+    ],
+)
+def test_values_that_only_look_like_numbers(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    assert message in problem(tmp_path, content(**change))
+
+
+def test_areas_and_ids_that_none_can_have_are_computed(tmp_path: Path) -> None:
+    for area in (-5, 10**400, "80"):
+        assert read(tmp_path, content(area=area)).content["annotations"][0]["area"] == 80
+    assert read(tmp_path, content(id=2**70)).content["annotations"][0]["id"] == 1
+    data = content()
+    data["images"][0]["width"] = 10**400
+    assert "another size" in problem(tmp_path, data)
+
+
+def test_a_name_that_no_system_takes_is_that_of_a_missing_file(tmp_path: Path) -> None:
+    data = content()
+    data["images"][0]["file_name"] = "x" * 5000
+    assert "the image cannot be read" in problem(tmp_path, data)
+
+
+def test_json_nested_without_end_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text("[" * 100_000)
+    found = read_coco(tmp_path / "data.json", tmp_path, need_masks=True)
+    assert "not valid json" in "\n".join(found.findings.lines())
