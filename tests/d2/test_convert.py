@@ -146,3 +146,27 @@ def test_one_clear_error(tool, deit, tmp_path: Path, monkeypatch, arguments, mes
     assert code == 2
     assert message in printed and printed.startswith("comer-d2 convert: error: ")
     assert not list(tmp_path.glob("a.*"))
+
+
+def test_classes_of_ones_own_data_come_from_it_or_from_the_command(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Without either, one message; the number alone is enough, for the data is not needed."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nothing"))
+    config = str(ROOT / "configs/quickstart/atss_comer_digits.py")
+    cfg = load_config(config)
+    cfg.dataset.num_classes = 3
+    weights = instantiate(cfg.model).state_dict()
+    torch.save({"model": weights}, tmp_path / "model.pth")
+    command = ["convert", "--config-file", config, str(tmp_path / "model.pth")]
+
+    assert main([*command, str(tmp_path / "there.pth"), "--to", "official"]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+
+    three = "dataset.num_classes=3"
+    assert main([*command, str(tmp_path / "there.pth"), "--to", "official", three]) == 0
+    command[-1] = str(tmp_path / "there.pth")
+    assert main([*command, str(tmp_path / "back.pth"), three]) == 0
+    back = torch.load(tmp_path / "back.pth")["model"]
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[name], weights[name]) for name in weights)

@@ -9,6 +9,7 @@ import torch
 
 from ...weights import FAMILIES, WeightsError, convert_weights, write_weights
 from ..cli import add_overrides, config_of, config_parser, run_tool
+from ..data.custom import resolve_dataset
 from ..engine.checks import build
 from ..errors import UserError
 
@@ -70,9 +71,12 @@ def parse_arguments(argv: Sequence[str] | None, prog: str | None) -> argparse.Na
 
 def convert(args: argparse.Namespace) -> None:
     """Convert what a command line names."""
+    cfg = config_of(args)
+    if "dataset" in cfg and cfg.dataset.num_classes is None:
+        resolve_dataset(cfg)  # whose classes size the model's heads; a run's config.yaml has them
     # The model says what there must be; it needs no memory for that.
     with torch.device("meta"):
-        model = build(config_of(args), "model")
+        model = build(cfg, "model")
     try:
         weights, report = convert_weights(
             model, args.source, args.to, family=args.family, allow=args.allow, sha256=args.sha256
