@@ -26,9 +26,10 @@ quickstart-seg: install  ## the same for panoptic segmentation with Mask2Former 
 test: install  ## run every test (ARGS="-m 'not slow'" for the quick ones)
 	@$(PYTHON) -m pytest -q -rs --durations=10 $(ARGS)
 
-lint:  ## check style and formatting
+lint:  ## check style, formatting and types
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
 
 format:  ## fix style and formatting
 	@$(PYTHON) -m ruff check --fix .

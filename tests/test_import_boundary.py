@@ -1,4 +1,5 @@
-"""The core (operator, network, heads, weights) stands on torch, timm and what they bring; only comer_d2.d2 knows Detectron2."""
+"""The core (operators, layers, network, heads, weights) stands on torch, timm and what they bring; only comer_d2.d2
+knows Detectron2. Rooms import those below them alone, and no two files each other."""
 
 from __future__ import annotations
 
@@ -67,6 +68,91 @@ def test_core_source_imports_torch_and_timm_only(path: Path) -> None:
     absolute = {name for name in names if not name.startswith(".")}
     assert {name.partition(".")[0] for name in absolute} <= ALLOWED
     assert not {name for name in names if name.startswith(("comer_d2.d2", ".d2"))}
+
+
+# From the ground up; those of a line may import each other, file by file without circles.
+ROOMS = (
+    ("ops",),
+    ("layers",),
+    ("network",),
+    ("heads",),
+    ("weights",),
+    ("d2.errors",),
+    ("d2.data", "d2.modeling", "d2.evaluation", "d2.visualization"),
+    ("d2.engine",),
+    ("d2.image_input", "d2.results", "d2.predictor", "d2.tiling", "d2.video", "d2.comparison"),
+    ("d2.cli",),
+    ("d2.commands",),
+)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_modules(path: Path, modules: set[str]) -> set[str]:
+    """The package's own modules that a file imports, at any depth, by their names in the package."""
+    here = ["comer_d2", *path.relative_to(PACKAGE).parts[:-1]]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = here[: len(here) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            inner = name.removeprefix("comer_d2.")
+            if inner != name:  # a module, or something in one
+                found |= {inner if inner in modules else inner.rpartition(".")[0]} & modules
+    return found
+
+
+@pytest.fixture(scope="module")
+def imports() -> dict[str, set[str]]:
+    """Every module of the package, and those that it imports."""
+    files = {module_name(path): path for path in PACKAGE.rglob("*.py") if path != LAZY}
+    return {name: imported_modules(path, set(files)) - {name} for name, path in files.items()}
+
+
+def test_no_arrow_runs_up(imports: dict[str, set[str]]) -> None:
+    rank = {room: height for height, rooms in enumerate(ROOMS) for room in rooms}
+    room_of = {
+        name: next((room for room in rank if f"{name}.".startswith(f"{room}.")), None)
+        for name in imports
+    }
+    # Beside the rooms there are the command line, and what tells about an installation.
+    assert {name for name, room in room_of.items() if room is None} <= {
+        "__main__", "d2", "info",
+    }  # fmt: skip
+    up = [
+        f"{name} imports {other}"
+        for name, others in imports.items()
+        for other in others
+        if room_of[name]
+        and (room_of[other] is None or rank[room_of[other]] > rank[room_of[name]])
+        and other != "d2"
+    ]
+    assert not up
+    assert sum(map(len, imports.values())) > 200  # they were found
+
+
+def test_no_files_import_each_other(imports: dict[str, set[str]]) -> None:
+    """A module whose imports lead back to it, however far around."""
+
+    def reached(name: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = set(imports[name])
+        while waiting:
+            other = waiting.pop()
+            if other not in seen:
+                seen.add(other)
+                waiting |= imports[other]
+        return seen
+
+    assert not [name for name in imports if name in reached(name)]
 
 
 def test_core_imports_and_runs_without_detectron2() -> None:

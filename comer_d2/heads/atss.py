@@ -165,7 +165,7 @@ class ATSSHead(nn.Module):
             boxes = decode_deltas(deltas[image, anchor], own, self.delta_scales)
             loss_box = (generalized_box_iou_loss(boxes, objects) * wanted).sum()
 
-            count = mean_over_processes(learnt.count)
+            count = mean_over_processes(learnt.num_positives)
             weight = mean_over_processes(wanted.sum()).clamp(min=1)
         return {
             "loss_cls": loss_cls / count,

@@ -37,6 +37,7 @@ def predictor(channels: int, outputs: int, bias: float = 0.0) -> nn.Conv2d:
     """The last convolution: N(0, 0.01) weights, so that predictions start at the bias."""
     conv = nn.Conv2d(channels, outputs, 3, padding=1)
     nn.init.normal_(conv.weight, std=0.01)
+    assert conv.bias is not None
     nn.init.constant_(conv.bias, bias)
     return conv
 

@@ -1,6 +1,7 @@
 """Mask2Former's losses."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,8 @@ class SetCriterion(nn.Module):
         rand: shape, device -> uniform numbers in [0, 1); a test may bring its own.
     """
 
+    empty_weight: Tensor
+
     def __init__(
         self,
         *,
@@ -56,7 +59,7 @@ class SetCriterion(nn.Module):
         self.register_buffer("empty_weight", empty_weight)
 
     def forward(
-        self, outputs: dict[str, object], targets: list[dict[str, Tensor]]
+        self, outputs: dict[str, Any], targets: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         """Weighted losses of the last prediction and of all before.
 
@@ -77,7 +80,7 @@ class SetCriterion(nn.Module):
             raise ValueError(f"target masks must all have one padded size, got {sorted(sizes)}")
         num_masks = self.mean_number_of_masks(targets, outputs["pred_logits"].device)
         losses = {}
-        predictions = {"": outputs}
+        predictions: dict[str, dict[str, Any]] = {"": outputs}
         predictions |= {f"_{i}": aux for i, aux in enumerate(outputs["aux_outputs"])}
         for suffix, prediction in predictions.items():
             for name, loss in self.losses(prediction, targets, num_masks).items():

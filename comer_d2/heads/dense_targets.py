@@ -19,14 +19,14 @@ class DenseTargets(NamedTuple):
         boxes: (B, A, 4): x1, y1, x2, y2 of the assigned object in pixels; 0 for the background.
         inside: (B, A) bool: in the image; anchors in its padding learn nothing.
         positives: image and anchor of those with an object, each (P,) int64.
-        count: P, but an image without positives counts as one; float32, ().
+        num_positives: P, but an image without positives counts as one; float32, ().
     """
 
     labels: Tensor
     boxes: Tensor
     inside: Tensor
     positives: tuple[Tensor, Tensor]
-    count: Tensor
+    num_positives: Tensor
 
 
 @torch.no_grad()
@@ -68,12 +68,13 @@ def dense_targets(
         labels.append(torch.cat([target["labels"], assigned.new_tensor([num_classes])])[assigned])
         boxes.append(torch.cat([target["boxes"], x.new_zeros(1, 4)])[assigned])
         inside.append((x < width) & (y < height))
-    labels = torch.stack(labels)
-    positive = labels < num_classes
+    all_labels = torch.stack(labels)
+    positive = all_labels < num_classes
+    image, anchor = positive.nonzero(as_tuple=True)
     return DenseTargets(
-        labels,
+        all_labels,
         torch.stack(boxes),
         torch.stack(inside),
-        positive.nonzero(as_tuple=True),
+        (image, anchor),
         positive.sum(dim=1).clamp(min=1).sum().float(),
     )

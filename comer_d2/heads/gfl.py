@@ -51,6 +51,8 @@ class GFLHead(nn.Module):
         prior_prob: score at which all classes start.
     """
 
+    values: Tensor
+
     def __init__(
         self,
         *,
@@ -155,7 +157,7 @@ class GFLHead(nn.Module):
             loss_cls = quality_focal_loss(logits, quality)
             loss_cls = (loss_cls * learnt.inside[..., None]).sum()
 
-            count = mean_over_processes(learnt.count)
+            count = mean_over_processes(learnt.num_positives)
             weight = mean_over_processes(score.sum()).clamp(min=1)
         return {
             "loss_cls": loss_cls / count,

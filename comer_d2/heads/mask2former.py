@@ -1,5 +1,7 @@
 """Mask2Former's head: pixel decoder and mask decoder."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from .mask_decoder import MaskedTransformerDecoder
@@ -30,7 +32,7 @@ class Mask2FormerHead(nn.Module):
         """Objects that can be found in an image."""
         return self.predictor.query_feat.num_embeddings
 
-    def forward(self, features: dict[str, Tensor]) -> dict[str, object]:
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Any]:
         """Name -> (B, C_i, H_i, W_i) -> the mask decoder's ``pred_logits``, ``pred_masks``, ``aux_outputs``."""
         mask_features, maps = self.pixel_decoder(features)
         return self.predictor(maps[: self.predictor.num_levels], mask_features)

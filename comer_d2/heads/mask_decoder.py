@@ -1,6 +1,7 @@
 """Mask2Former's transformer decoder: queries that look where their own mask is."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,9 +80,10 @@ class MaskedTransformerDecoder(nn.Module):
         for conv in self.input_proj:
             if isinstance(conv, nn.Conv2d):
                 nn.init.kaiming_uniform_(conv.weight, a=1)
+                assert conv.bias is not None
                 nn.init.zeros_(conv.bias)
 
-    def forward(self, maps: Sequence[Tensor], mask_features: Tensor) -> dict[str, object]:
+    def forward(self, maps: Sequence[Tensor], mask_features: Tensor) -> dict[str, Any]:
         """Predicts classes and masks.
 
         Args:
@@ -122,7 +124,8 @@ class MaskedTransformerDecoder(nn.Module):
         for feature, proj, embed in zip(maps, self.input_proj, rows(self.level_embed), strict=True):
             tokens = map_to_tokens(proj(feature)) + embed
             memory.append(tokens)
-            position = sine_position_encoding(*feature.shape[-2:], tokens.shape[-1], tokens.device)
+            height, width = feature.shape[-2:]
+            position = sine_position_encoding(height, width, tokens.shape[-1], tokens.device)
             positions.append(position.to(embed.dtype))  # float32 also under autocast
         return memory, positions
 

@@ -59,7 +59,7 @@ class HungarianMatcher(nn.Module):
         return [
             self.assign(
                 self.cost(logits, masks, target),
-                target.get("name", f"image {i} of the batch"),
+                str(target.get("name", f"image {i} of the batch")),
             )
             for i, (logits, masks, target) in enumerate(images)
         ]

@@ -85,9 +85,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialises from scratch, as the official project does."""
-        for proj, _ in self.input_proj:
-            nn.init.xavier_uniform_(proj.weight)
-            nn.init.zeros_(proj.bias)
+        for proj in self.input_proj.modules():
+            if isinstance(proj, nn.Conv2d):
+                assert proj.bias is not None
+                nn.init.xavier_uniform_(proj.weight)
+                nn.init.zeros_(proj.bias)
         for module in self.children():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
@@ -165,14 +167,15 @@ class Encoder(nn.Module):
         super().__init__()
         self.level_embed = nn.Parameter(torch.empty(num_levels, dim))
         nn.init.normal_(self.level_embed)
-        self.encoder = nn.Module()  # only for its name in the checkpoints
-        self.encoder.layers = nn.ModuleList(
+        layers = nn.ModuleList(
             EncoderLayer(dim, num_levels, num_heads, num_points, ffn_dim) for _ in range(num_layers)
         )
+        # Only for its name in the checkpoints.
+        self.encoder = nn.ModuleDict({"layers": layers})
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Maps (B, C, H_i, W_i), coarsest first -> maps of the same shapes."""
-        levels = Levels(tuple(tuple(m.shape[-2:]) for m in maps))
+        levels = Levels(tuple((m.shape[-2], m.shape[-1]) for m in maps))
         x = levels.merge(maps)
         positions = torch.cat(
             [
@@ -181,7 +184,7 @@ class Encoder(nn.Module):
             ]
         )
         position = positions.to(self.level_embed.dtype)  # float32 also under autocast
-        for layer in self.encoder.layers:
+        for layer in self.encoder["layers"].children():
             x = layer(x, position, levels)
         return levels.maps(x)
 

@@ -206,6 +206,8 @@ class UPerNetHead(nn.Module):
         if not self.training:
             scale = F.interpolate(logits.float(), scale_factor=4, mode="bilinear")
             return scale, {}
+        if targets is None:
+            raise ValueError("in training UPerNetHead needs targets")
         auxiliary = self.auxiliary(features[self.auxiliary_feature])
         return None, {
             "loss_sem_seg": self.loss(logits, targets),
@@ -222,12 +224,13 @@ class UPerNetHead(nn.Module):
         return total / (targets != self.ignore_value).sum().clamp(min=1)
 
 
-def _initialise(head: nn.Module) -> None:
+def _initialise(head: "FCNHead | UPerNet") -> None:
     """Kaiming for convolutions in front of a ReLU, N(0, 0.01) for the classifier."""
     for module in head.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     nn.init.normal_(head.classifier.weight, std=0.01)
+    assert head.classifier.bias is not None
     nn.init.zeros_(head.classifier.bias)
 
 

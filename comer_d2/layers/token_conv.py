@@ -20,8 +20,11 @@ class TokenDepthwiseConv(nn.Conv2d):
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
 
-    def forward(self, tokens: Tensor, levels: Levels) -> Tensor:
+    def forward(  # type: ignore[override]  # a Conv2d by its parameters and their draws alone
+        self, tokens: Tensor, levels: Levels
+    ) -> Tensor:
         """Tokens (B, S, C) -> (B, S, C), with zeros around every level."""
+        assert self.bias is not None
         return token_depthwise_conv(tokens, levels.spatial_shapes, self.weight, self.bias)
 
 
@@ -38,8 +41,9 @@ class DepthwiseKernel(nn.Conv2d):
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
 
-    def forward(self) -> tuple[Tensor, Tensor]:
+    def forward(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """-> weight (C, 1, k, k) and bias (C,)."""
+        assert self.bias is not None
         return self.weight, self.bias
 
 
@@ -63,7 +67,7 @@ class LevelDepthwiseConv(nn.ModuleList):
 
     def forward(self, tokens: Tensor, levels: Levels) -> Tensor:
         """Tokens (B, S, C) -> (B, S, C), with zeros around every level."""
-        kernels = [[kernel() for kernel in level] for level in self]
+        kernels = [[kernel() for kernel in level.children()] for level in self]
         return token_depthwise_conv(
             tokens,
             levels.spatial_shapes,

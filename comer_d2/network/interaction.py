@@ -287,7 +287,8 @@ def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
     before = [(m.momentum, m.num_batches_tracked) for m in norms]
     for m in norms:
         m.momentum = 0.0
-        m.num_batches_tracked = m.num_batches_tracked.clone()
+        if m.num_batches_tracked is not None:
+            m.num_batches_tracked = m.num_batches_tracked.clone()
     try:
         yield
     finally:

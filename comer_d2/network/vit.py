@@ -251,7 +251,7 @@ class ViT(nn.Module):
         self.norm_pre: nn.Module = nn.Identity()
         if pre_norm_eps is not None:
             self.norm_pre = nn.LayerNorm(embed_dim, eps=pre_norm_eps)
-        self.rope = build_rope(rope, embed_dim, num_heads)
+        self.rope: Any = build_rope(rope, embed_dim, num_heads)
 
         def attention(window: int) -> Attention:
             sub_norm_eps = layer_norm_eps if "attn" in sub_norms else None
@@ -278,7 +278,7 @@ class ViT(nn.Module):
         hidden_dim = int(embed_dim * mlp_ratio)
         mlp_norm_eps = layer_norm_eps if "mlp" in sub_norms else None
         block = PostNormBlock if post_norm else Block
-        self.blocks = nn.ModuleList(
+        self.blocks: Any = nn.ModuleList(
             block(
                 embed_dim,
                 attention(windows[i]),

@@ -35,7 +35,7 @@ class QKV(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (..., D) -> (..., 3*D)."""
-        if self.q_bias is None:
+        if self.q_bias is None or self.v_bias is None:
             return super().forward(x)
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         return linear(x, self.weight, bias)
@@ -153,6 +153,8 @@ class RelativePositionAttention(Attention):
         class_token: whether there is one prefix token, which has rows of its own in the table.
         sub_norm_eps: as in :class:`Attention`.
     """
+
+    relative_position_index: Tensor
 
     def __init__(
         self,
@@ -276,7 +278,7 @@ def window_partition(
     bottom, right = -height % window_size, -width % window_size
     if (bottom or right) and padding is None:
         x = F.pad(x, (0, 0, 0, right, 0, bottom))
-    elif bottom or right:
+    elif padding is not None and (bottom or right):
         x = torch.cat([x, padding.expand(len(x), height, right, -1)], dim=2)
         x = torch.cat([x, padding.expand(len(x), bottom, width + right, -1)], dim=1)
     x = x.unflatten(2, (-1, window_size)).unflatten(1, (-1, window_size))

@@ -28,7 +28,7 @@ def _load(name: str) -> tuple[ModuleType | None, str | None]:
     """
     full_name = f"{__name__.split('.')[0]}.{name}"
     spec = importlib.machinery.PathFinder.find_spec(full_name, [str(FOLDER)])
-    if spec is None:
+    if spec is None or spec.loader is None:
         return None, f"there is no {name} library in {FOLDER}"
     try:
         library = importlib.util.module_from_spec(spec)
@@ -67,9 +67,10 @@ def library_status() -> dict[str, str]:
         {"cpu": ..., "cuda": ...}: "compiled", the CPU's instruction set, and the file; or why the
         plain PyTorch code runs there.
     """
+    cpu_file, cuda_file = (getattr(lib, "__file__", None) for lib in (_cpu_library, _cuda_library))
     return {
-        "cpu": _cpu_problem or f"compiled ({cpu_capability()}), {_cpu_library.__file__}",
-        "cuda": _cuda_problem or f"compiled, {_cuda_library.__file__}",
+        "cpu": _cpu_problem or f"compiled ({cpu_capability()}), {cpu_file}",
+        "cuda": _cuda_problem or f"compiled, {cuda_file}",
     }
 
 

@@ -105,7 +105,8 @@ def ms_deform_attn_reference_backward(
             level_grad = 2 * grad_grid.view(*unflatten, 2).transpose(1, 2)
             moves = _touches(locations, height, width)
             grad_locations[:, :, :, level] = torch.where(moves, level_grad, 0.0)
-    return tuple(grad.to(tensor.dtype) for grad, tensor in zip(grads, inputs))
+    first, second, third = (grad.to(tensor.dtype) for grad, tensor in zip(grads, inputs))
+    return first, second, third
 
 
 def _accumulation_dtype(value: Tensor) -> torch.dtype:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .files import WeightsError, first
-from .report import Entry
+from .report import Entry, Status
 
 Names = str | tuple[str, ...]
 # A name in a table can stand for a module: then these are its tensors.
@@ -46,7 +46,7 @@ class Conversion:
 
     def note(self, source: str, elements: int, target: str | None, note: str = "") -> None:
         """Logs where elements went; nowhere if the target is ``None``."""
-        status = "not used" if target is None else "loaded"
+        status: Status = "not used" if target is None else "loaded"
         dtype = self._dtypes.get(source)
         self.log.append(Entry(source, elements, status, target or source, note, dtype))
 
@@ -77,7 +77,7 @@ class Conversion:
             for name, part in parts.items():
                 self.note(name, part.numel(), targets[0])
             return
-        shares = shares * len(targets) if len(shares) == 1 else shares
+        shares = list(shares) * len(targets) if len(shares) == 1 else shares
         if whole.ndim == 0 or len(whole) % sum(shares):
             raise WeightsError(f"{self.title}: {shapes} do not divide by {sum(shares)}")
         unit = len(whole) // sum(shares)

@@ -51,7 +51,8 @@ class NumpyArray(np.ndarray):
         """Takes a copy of the bytes, if they are those of the dtype and the shape."""
         _, shape, dtype, is_fortran, content = state
         array = build_array(content, dtype, shape, "F" if is_fortran is True else "C")
-        super().__setstate__((1, array.shape, array.dtype, is_fortran is True, array.tobytes("A")))
+        own = (1, array.shape, array.dtype, is_fortran is True, array.tobytes("A"))
+        super().__setstate__(own)  # type: ignore[arg-type]  # numpy's own, with the version
 
 
 def build_array(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
@@ -77,7 +78,7 @@ def from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     return build_array(content, dtype, shape, order if order in ("C", "F") else "C")
 
 
-def scalar(dtype: Any, content: Any = b"") -> np.generic:
+def scalar(dtype: Any, content: Any = b"") -> Any:
     """Takes the place of ``scalar``: one number."""
     return build_array(content, dtype, (), "C")[()]
 
@@ -128,7 +129,8 @@ class Unpickler(pickle._Unpickler):
 
     def load_build(self) -> None:
         """Gives an object its state."""
-        state, owner = self.stack.pop(), self.stack[-1]
+        stack = self.stack  # type: ignore[attr-defined]
+        state, owner = stack.pop(), stack[-1]
         if type(owner) not in (NumpyDtype, NumpyArray):
             raise pickle.UnpicklingError(f"a {type(owner).__name__} with a state is not allowed")
         owner.__setstate__(state)

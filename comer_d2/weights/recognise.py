@@ -104,7 +104,9 @@ def not_known(
 ) -> WeightsError:
     """The error for weights that no table fits: what the closest has not, and what they lack."""
     foreign = [name for name in source.weights if name not in own and not is_allowed(name)]
-    differences = [(len(foreign) / len(source.weights), OWN, foreign, [])]
+    differences: list[tuple[float, str, list[str], list[str]]] = [
+        (len(foreign) / len(source.weights), OWN, foreign, [])
+    ]
     for origin, layout, given in candidates:
         over = [name for name in layout.leftovers(given) if not is_allowed(name)]
         lacks = layout.lacks(given)
@@ -181,7 +183,7 @@ def without_enclosure(
     weights: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The image encoder's tensors without the prefix of what it is in, and the known others."""
-    inner, beside = dict(weights), {}
+    inner, beside = dict(weights), dict[str, Tensor]()
     for prefix, others in ENCLOSURES:
         outside = {n: t for n, t in inner.items() if not n.startswith(prefix)}
         unknown = [n for n in outside if not re.fullmatch(f"{others}|{BESIDE_ENCODER}", n)]

@@ -80,7 +80,8 @@ def timm_rope(model: nn.Module) -> str | None:
     if (rope.grid_indexing, rope.temperature) == ("xy", 10000.0):
         # Scaled to the grid of the pretraining, which changes nothing on that grid.
         has_class = getattr(model, "cls_token", None) is not None
-        grid = tuple(model.patch_embed.grid_size)
+        patch_embed: Any = model.patch_embed
+        grid = tuple(patch_embed.grid_size)
         if reference in (None, grid) and rope.grid_offset == float(has_class):
             return "pe"
     key = (float(rope.grid_offset), rope.grid_indexing, rope.temperature, reference)

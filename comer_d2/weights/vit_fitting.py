@@ -273,7 +273,7 @@ class ViTFitting:
         if entry.status == "not used":
             return entry
         reason = dict(self.problems).get(entry.target, "no place for it")
-        otherwise = ("not used", f"allowed: {reason}", entry.target)
+        otherwise: tuple[Status, str, str] = ("not used", f"allowed: {reason}", entry.target)
         status, note, target = self._status.get(entry.target, otherwise)
         notes = "; ".join(text for text in (entry.note, note) if text)
         return replace(entry, status=status, note=notes, target=target)

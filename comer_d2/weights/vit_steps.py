@@ -49,7 +49,7 @@ def tokens(*names: str, table: str = "pos_embed") -> Step:
     """
 
     def take(conversion: Conversion) -> None:
-        prefix = []
+        prefix: list[Tensor] = []
         for name in names:
             if name in conversion.left:
                 prefix.append(take_sequence(conversion, name, [t.shape[2] for t in prefix]))

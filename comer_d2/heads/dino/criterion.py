@@ -75,11 +75,12 @@ class DINOCriterion(nn.Module):
             the layers before; with ``_enc`` of the proposals; with ``_dn``, ``_dn_0``, ... of the
             denoising queries.
         """
-        losses = {}
+        losses: dict[str, Tensor] = {}
         of_matching = {"_enc": outputs.proposals} | of_layers(outputs.layers)
         for suffix, prediction in of_matching.items():
             matches = self.matcher(prediction.logits, prediction.boxes, targets)
             losses |= self.losses(prediction, targets, matches, suffix)
+        assert outputs.denoising is not None  # as the head gives it where it is given targets
         matches = outputs.denoising.matches([len(target["labels"]) for target in targets])
         for suffix, prediction in of_layers(outputs.denoised, "_dn").items():
             losses |= self.losses(prediction, targets, matches, suffix)

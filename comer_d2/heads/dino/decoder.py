@@ -48,9 +48,10 @@ class DINODecoder(nn.Module):
             DecoderLayer(dim, num_levels, num_heads, num_points, ffn_dim) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim)
-        self.box_position = nn.Sequential(Linear(2 * dim, dim), nn.ReLU(), Linear(dim, dim))
-        for i in (0, 2):
-            nn.init.xavier_uniform_(self.box_position[i].weight)
+        linears = Linear(2 * dim, dim), Linear(dim, dim)
+        self.box_position = nn.Sequential(linears[0], nn.ReLU(), linears[1])
+        for linear in linears:
+            nn.init.xavier_uniform_(linear.weight)
         self.class_embed = nn.ModuleList(class_embed(dim, num_classes) for _ in range(num_layers))
         self.bbox_embed = nn.ModuleList(bbox_embed(dim) for _ in range(num_layers))
 

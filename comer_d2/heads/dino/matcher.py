@@ -59,7 +59,7 @@ class BoxMatcher(nn.Module):
         return [
             self.assign(
                 self.cost(of_classes, of_boxes, target),
-                target.get("name", f"image {i} of the batch"),
+                str(target.get("name", f"image {i} of the batch")),
             )
             for i, (of_classes, of_boxes, target) in images
         ]

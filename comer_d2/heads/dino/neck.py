@@ -49,7 +49,7 @@ class ChannelMapper(nn.Module):
         self.projections = nn.ModuleList(
             nn.Sequential(conv, nn.GroupNorm(norm_groups, dim)) for conv in convs
         )
-        for conv, _ in self.projections:
+        for conv in convs:
             nn.init.xavier_uniform_(conv.weight)
 
     def forward(self, features: Mapping[str, Tensor]) -> list[Tensor]:

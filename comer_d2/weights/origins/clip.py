@@ -3,7 +3,7 @@
 Names: openai/CLIP, mlfoundations/open_clip, facebookresearch/perception_models; timm.
 """
 
-from ..conversion import Layout, Origin, same
+from ..conversion import Layout, Names, Origin, same
 from ..vit_steps import (
     CLASSIFIER,
     FINAL_NORM,
@@ -14,11 +14,11 @@ from ..vit_steps import (
     tokens,
 )
 
-TIMM_NAMES = {**PLAIN_BLOCK, **same("norm_pre")}
+TIMM_NAMES: dict[Names, Names] = {**PLAIN_BLOCK, **same("norm_pre")}
 TIMM_REQUIRES = (r"norm_pre\.weight", r"pos_embed", r"blocks\.0\.attn\.qkv\.weight")
 TIMM_UNUSED = {k: v for k, v in HEADS.items() if not k.startswith("attn_pool")}
 BLOCK = "transformer.resblocks.#."
-OPENAI_NAMES = {
+OPENAI_NAMES: dict[Names, Names] = {
     "conv1.weight": "patch_embed.proj.weight",
     "ln_pre": "norm_pre",
     f"{BLOCK}ln_1": "blocks.#.norm1",

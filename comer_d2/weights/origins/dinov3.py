@@ -3,7 +3,7 @@
 Names: facebookresearch/dinov3; timm; Hugging Face transformers.
 """
 
-from ..conversion import Conversion, Layout, Origin
+from ..conversion import Conversion, Layout, Names, Origin
 from ..files import WeightsError
 from ..vit_steps import (
     COMPUTED,
@@ -63,6 +63,7 @@ TIMM = Layout(
 def transformers(gated: bool) -> Layout:
     """The names of Hugging Face, where ``up_proj`` is the first layer, or what the gate opens."""
     layer, names = "layer.#.", ("embeddings.cls_token", "embeddings.register_tokens")
+    gate: dict[Names, Names] = {f"{layer}mlp.gate_proj": "blocks.#.mlp.fc1_g"} if gated else {}
     return Layout(
         {
             "embeddings.patch_embeddings": "patch_embed.proj",
@@ -73,8 +74,8 @@ def transformers(gated: bool) -> Layout:
             f"{layer}attention.o_proj": "blocks.#.attn.proj",
             f"{layer}mlp.up_proj": "blocks.#.mlp.fc1_x" if gated else "blocks.#.mlp.fc1",
             f"{layer}mlp.down_proj": "blocks.#.mlp.fc2",
-        }
-        | ({f"{layer}mlp.gate_proj": "blocks.#.mlp.fc1_g"} if gated else {}),
+            **gate,
+        },
         {"embeddings.mask_token": MASK_TOKEN, "norm.*": FINAL_NORM},
         (*map(str, names), *([r"layer\.0\.mlp\.gate_proj\.weight"] * gated)),
         takes=names,

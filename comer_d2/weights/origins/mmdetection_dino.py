@@ -13,7 +13,8 @@ def deformable(attention: str) -> dict[Names, Names]:
     """Deformable attention's names in a layer."""
     sampling = (f"{attention}.sampling_offsets", f"{attention}.attention_weights")
     projections = (f"{attention}.{part}_proj" for part in ("value", "output"))
-    return {sampling: f"{attention}.sampling"} | {name: name for name in projections}
+    names: dict[Names, Names] = {name: name for name in projections}
+    return {sampling: f"{attention}.sampling"} | names
 
 
 ENCODER_LAYER: dict[Names, Names] = {

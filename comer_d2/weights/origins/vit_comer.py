@@ -72,7 +72,7 @@ def backbone(mrfp: str, to_v: str, to_c: str, extra: str, vit: Mapping[Names, Na
     }
 
 
-BEIT = {old.replace("gamma", "gamma_"): new for old, new in BLOCK.items()} | BEIT_BLOCK
+BEIT = {str(old).replace("gamma", "gamma_"): new for old, new in BLOCK.items()} | BEIT_BLOCK
 VARIANTS = (
     backbone("mrfp", "cti_tov", "cti_toc", "extra_CTIs", BLOCK),
     backbone("multiconv", "injector", "extractor", "extra_extractors", BEIT),
