@@ -55,7 +55,7 @@ def _golden_folders() -> list[Path]:
         folders.append(Path(given))
         if not folders[-1].is_dir():
             raise pytest.UsageError(
-                f"COMER_D2_GOLDEN: {given} is not a folder; unset it or mend it"
+                f"COMER_D2_GOLDEN: {given} is not a folder; unset or correct it"
             )
     return folders
 

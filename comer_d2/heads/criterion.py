@@ -25,7 +25,7 @@ class SetCriterion(nn.Module):
         dice_weight: weight of the masks' dice loss.
         no_object_weight: weight of the no-object class in the cross entropy.
         num_points: points at which masks are compared.
-        oversample_ratio: so many times more points are drawn to choose from.
+        oversample_ratio: candidate points per kept point.
         importance_sample_ratio: share of the points that lie where the mask is least certain.
         rand: shape, device -> uniform numbers in [0, 1); a test may bring its own.
     """
@@ -104,7 +104,7 @@ class SetCriterion(nn.Module):
         targets: list[dict[str, Tensor]],
         matches: Sequence[tuple[Tensor, Tensor]],
     ) -> Tensor:
-        """Cross entropy of all queries; those without an object are to say so."""
+        """Cross entropy of all queries; unmatched ones get the no-object label."""
         labels = torch.full(logits.shape[:2], self.num_classes, device=logits.device)
         for i, (queries, objects) in enumerate(matches):
             labels[i, queries.to(labels.device)] = targets[i]["labels"][objects.to(labels.device)]

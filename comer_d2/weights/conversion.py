@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .files import WeightsError, first
+from .files import WeightsError, shortened
 from .report import Entry, Status
 
 Names = str | tuple[str, ...]
@@ -67,7 +67,9 @@ class Conversion:
         parts = {name: self.take(name) for name in sources}
         shapes = {name: tuple(part.shape) for name, part in parts.items()}
         if len({part.is_floating_point() for part in parts.values()}) > 1:
-            raise WeightsError(f"{self.title}: {first(sources)} are not all floating-point numbers")
+            raise WeightsError(
+                f"{self.title}: {shortened(sources)} are not all floating-point numbers"
+            )
         try:
             whole = torch.cat(list(parts.values())) if len(parts) > 1 else parts[sources[0]]
         except RuntimeError as e:

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from .conversion import Layout, Origin
-from .files import WeightsError, first
+from .files import WeightsError, shortened
 from .load import Places, fit, read_source
 from .origins import ORIGINS
 from .recognise import allowed_by
@@ -94,6 +94,6 @@ def official_layout(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[Or
             if fewest is None or len(foreign) < len(fewest):
                 fewest = foreign
     raise WeightsError(
-        f"the authors have no names for {first(fewest or [])}. To convert the backbone alone, leave "
+        f"the authors have no names for {shortened(fewest or [])}. To convert the backbone alone, leave "
         "the rest out (allow=...; on the command line, --allow)"
     )

@@ -129,7 +129,7 @@ def read_parts(index: Path) -> dict[str, Tensor]:
         weights |= read_file(index.parent / name)[0]
     if weights.keys() != place.keys():
         names = sorted(weights.keys() ^ place.keys())
-        raise WeightsError(f"'{index}' and its files do not agree about {first(names)}")
+        raise WeightsError(f"'{index}' and its files do not agree about {shortened(names)}")
     return weights
 
 
@@ -325,7 +325,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
         raise
 
 
-def first(names: Sequence[str], count: int = 4) -> str:
-    """The first few of many names, for a message."""
+def shortened(names: Sequence[str], count: int = 4) -> str:
+    """A list of names for a message: the first few of many."""
     shown = ", ".join(names[:count])
     return shown + (f", ... ({len(names)} in all)" if len(names) > count else "")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .conversion import Layout, Origin
-from .files import WeightsError, first
+from .files import WeightsError, shortened
 from .origins import ORIGINS
 from .vit_fitting import PLAIN
 
@@ -115,18 +115,18 @@ def not_known(
     if distance < 1:
         return no_place(source.label, title, over)
     if distance < 2 and lacks:
-        other = f", and has {first(over)}" if over else ""
-        shown = first([readable(pattern) for pattern in lacks])
+        other = f", and has {shortened(over)}" if over else ""
+        shown = shortened([readable(pattern) for pattern in lacks])
         return WeightsError(f"{source.label} is like {title}, but has no {shown}{other}")
     return WeightsError(
         f"{source.label} is nothing that is known here{f' as {family!r}' if family else ''} "
-        f"(docs/PRETRAINED.md lists what is); its names begin with {first(list(source.weights))}"
+        f"(docs/PRETRAINED.md lists what is); its names begin with {shortened(list(source.weights))}"
     )
 
 
 def no_place(label: str, title: str, names: list[str]) -> WeightsError:
     """The error for tensors that a table does not have."""
-    shown = first([f"{name} ({explained(name)})" for name in names])
+    shown = shortened([f"{name} ({explained(name)})" for name in names])
     return WeightsError(
         f"{label} ({title}) does not fit: {shown}. Name those that may be left out (allow=...; in a "
         "config, train.init_allow)"

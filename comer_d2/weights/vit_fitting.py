@@ -29,7 +29,7 @@ PLAIN: dict[str, Any] = {
 }
 # Heads of the usual widths; a ViT with another number would load and compute something else.
 HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 896: 14, 1024: 16}
-TABLE = "attn.relative_position_bias_table"
+BIAS_TABLE = "attn.relative_position_bias_table"
 # Names of the network -> the value that makes the computation the same as without them.
 NEUTRAL: tuple[tuple[str, float], ...] = (
     ("blocks.*.ls[12].gamma", 1.0),
@@ -88,7 +88,7 @@ class ViTFitting:
         for i in sorted({name.split(".")[1] for name in self._left if name.startswith("blocks.")}):
             self._fit_qkv_bias(f"blocks.{i}.attn.qkv.")
             self._fit_layer_scale(f"blocks.{i}.")
-            self._fit_table(f"blocks.{i}.{TABLE}")
+            self._fit_table(f"blocks.{i}.{BIAS_TABLE}")
         for name in list(self._left):
             self._load(name, self._left.pop(name))
         self._fill_neutral()

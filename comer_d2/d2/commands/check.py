@@ -12,7 +12,7 @@ EXAMPLE = """\
 examples:
   comer-d2 data check --config-file configs/custom/mask_rcnn_comer_s.py dataset.train_json=train.json ...
   comer-d2 data check --config-file configs/COCOStuff/semantic/mask2former_comer_l.py
-  comer-d2 data check --config-file my_config.py --repaired mended/"""
+  comer-d2 data check --config-file my_config.py --repaired repaired/"""
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         "--repaired",
         metavar="FOLDER",
         type=Path,
-        help="write a copy of the annotations there, without what can be mended or is left out",
+        help="write a copy of the annotations there, without what can be repaired or is left out",
     )
     add_overrides(parser)
     return run_tool(partial(check, parser.parse_intermixed_args(argv)), prog)

@@ -1,7 +1,7 @@
 """Public datasets that Detectron2's catalog lacks, registered when this module is imported.
 
-As Detectron2's own they live below `DETECTRON2_DATASETS` (`./datasets`); tools/prepare_ade20k.py and
-tools/prepare_coco_stuff.py make what is not downloaded.
+As Detectron2's own they live below `DETECTRON2_DATASETS` (`./datasets`); tools/prepare_ade20k.py makes what
+of ADE20K is not downloaded, and COCO-Stuff's label maps are read as they are.
 """
 
 import os

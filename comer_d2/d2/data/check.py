@@ -57,7 +57,7 @@ def find_wrong_records(name: str, *, progress: bool = True) -> list[str]:
 
 
 def write_repaired(cfg: DictConfig, folder: Path) -> list[str]:
-    """Write a copy of the user's own annotations without what can be mended or has to be left out.
+    """Write a copy of the user's own annotations without what can be repaired or has to be left out.
 
     Args:
         cfg: a whole LazyConfig with `dataset`.
@@ -67,7 +67,7 @@ def write_repaired(cfg: DictConfig, folder: Path) -> list[str]:
         What was done.
 
     Raises:
-        DatasetError: what cannot be mended, or the folder holds something.
+        DatasetError: what cannot be repaired, or the folder holds something.
     """
     if "dataset" not in cfg:
         raise DatasetError("only data of your own are repaired: the config has no `dataset`")

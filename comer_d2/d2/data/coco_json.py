@@ -34,7 +34,7 @@ class CocoFile:
 
     Args:
         content: images, annotations, categories; as Detectron2 and pycocotools need them.
-        findings: what has to be mended in the file.
+        findings: what has to be repaired in the file.
         notes: what was computed, repaired or left out, and what looks odd.
         changed: whether `content` is something else than what the file holds.
     """

@@ -192,7 +192,7 @@ def find_place(
         ink: (h, w) bool, the new digit.
 
     Returns:
-        (y, x) of its top left corner, or None after 30 vain trials.
+        (y, x) of its top left corner, or None after 30 failed attempts.
     """
     side = masks.shape[-1]
     before = masks.sum((1, 2))

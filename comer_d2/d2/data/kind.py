@@ -117,7 +117,7 @@ class DatasetKind(ABC):
     @staticmethod
     @abstractmethod
     def write_repaired(cfg: DictConfig, split: str, folder: Path) -> list[str]:
-        """Write one split of `cfg.dataset` without what can be mended or has to be left out.
+        """Write one split of `cfg.dataset` without what can be repaired or has to be left out.
 
         Args:
             cfg: the config.

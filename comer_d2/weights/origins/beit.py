@@ -6,7 +6,7 @@ Names: microsoft/unilm, beit and beit2; timm.
 from ..conversion import Conversion, Layout, Origin, same
 from ..vit_steps import COMPUTED, GAMMA, HEADS, PLAIN_BLOCK, QUERY_VALUE_BIAS, tokens
 
-TABLE = "attn.relative_position_bias_table"
+BIAS_TABLE = "attn.relative_position_bias_table"
 SHARED = "rel_pos_bias.relative_position_bias_table"
 
 
@@ -16,13 +16,13 @@ def share_out(conversion: Conversion) -> None:
         table = conversion.take(SHARED)
         blocks = {name.split(".")[1] for name in conversion.left if name.startswith("blocks.")}
         for i in sorted(blocks, key=int):
-            conversion.put(f"blocks.{i}.{TABLE}", table)
+            conversion.put(f"blocks.{i}.{BIAS_TABLE}", table)
         note = "shared, now one in every block"
-        conversion.note(SHARED, table.numel(), f"blocks.0.{TABLE}", note)
+        conversion.note(SHARED, table.numel(), f"blocks.0.{BIAS_TABLE}", note)
 
 
 BEIT = Layout(
-    {**PLAIN_BLOCK, **GAMMA, **QUERY_VALUE_BIAS, **same(f"blocks.#.{TABLE}")},
+    {**PLAIN_BLOCK, **GAMMA, **QUERY_VALUE_BIAS, **same(f"blocks.#.{BIAS_TABLE}")},
     {
         **HEADS,
         "cls_pt_layers.*": "BEiTv2's layers behind the ViT, only used in pretraining",
