@@ -122,8 +122,9 @@ def read_parts(index: Path) -> dict[str, Tensor]:
         files = sorted(set(place.values()))
     except (ValueError, LookupError, TypeError, AttributeError) as e:
         raise WeightsError(f"'{index}' is no index of a file in parts: it has no weight_map") from e
-    if not all(isinstance(name, str) and Path(name).name == name for name in files):
-        raise WeightsError(f"'{index}' names files outside its own folder: {files[:3]}")
+    outside = [name for name in files if not isinstance(name, str) or Path(name).name != name]
+    if outside:
+        raise WeightsError(f"'{index}' names files outside its own folder: {outside[:3]}")
     weights: dict[str, Tensor] = {}
     for name in files:
         weights |= read_file(index.parent / name)[0]

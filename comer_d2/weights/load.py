@@ -23,6 +23,7 @@ from .timm_hub import TIMM, timm_weights
 from .vit_fitting import ViTFitting, check_types
 
 COUNTERS = "num_batches_tracked"  # of batch norms; nothing here computes with them
+UPDATES = "n_averaged"  # of torch's AveragedModel, next to its module
 
 
 @dataclass
@@ -81,7 +82,7 @@ def read_source(
     if isinstance(source, Mapping):
         label = label or "the state dict"
         check_tensors(source, label)
-        return Source(without_wrappers(source), label)
+        return unwrapped(source, label)
     if str(source).startswith(TIMM):
         if sha256:
             raise WeightsError(f"sha256 is for files; '{source}' is checked by timm's hub cache")
@@ -89,21 +90,25 @@ def read_source(
         return Source(weights, str(source), computes)
     weights, rest = read_weights(source, sha256=sha256)
     averages = averages_beside(rest)
-    notes = [f"in the file, and not used: a moving average of the weights, {averages}"]
-    return Source(
-        without_wrappers(weights), label or f"'{source}'", notes=notes if averages else []
-    )
+    read = unwrapped(weights, label or f"'{source}'")
+    if averages:
+        read.notes.append(f"in the file, and not used: a moving average of the weights, {averages}")
+    return read
 
 
-def without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without what torch.compile, DistributedDataParallel and Lightning add to them."""
+def unwrapped(weights: Mapping[str, Tensor], label: str) -> Source:
+    """Weights without what torch.compile, DistributedDataParallel, Lightning and AveragedModel add."""
+    notes = []
     names = {name: name.replace("_orig_mod.", "") for name in weights}
+    if UPDATES in names and all(n.startswith("module.") for n in names.values() if n != UPDATES):
+        del names[UPDATES]
+        notes.append(f"these are a moving average of the weights (AveragedModel has '{UPDATES}')")
     for prefix in ("module.", "model."):
         while names and all(name.startswith(prefix) for name in names.values()):
             names = {old: new.removeprefix(prefix) for old, new in names.items()}
     if len(set(names.values())) < len(names):
         raise WeightsError("names are the same without '_orig_mod.': two models in one state dict")
-    return {new: weights[old] for old, new in names.items()}
+    return Source({new: weights[old] for old, new in names.items()}, label, notes=notes)
 
 
 def fit(

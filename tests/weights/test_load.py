@@ -101,6 +101,12 @@ def test_averages_in_a_file_are_named(
     torch.save({"state_dict_ema": average}, tmp_path / "average.pth")
     load_weights(detector, tmp_path / "average.pth", complete=True)
     assert_loaded(detector, average)
+    swa = torch.optim.swa_utils.AveragedModel(detector)
+    wrapped = {f"module.{name}": value for name, value in trained.items()}
+    assert wrapped.keys() | {"n_averaged"} == swa.state_dict().keys()
+    report = load_weights(detector, wrapped | {"n_averaged": swa.n_averaged}, complete=True)
+    assert_loaded(detector, trained)
+    assert "a moving average of the weights (AveragedModel" in str(report)
     beside = {"ema_" + name.replace(".", "_"): value for name, value in trained.items()}
     with pytest.raises(WeightsError, match=r"ema_backbone_\S+ \(.*a moving average of the weights"):
         load_weights(detector, trained | dict(list(beside.items())[:3]))
