@@ -10,7 +10,7 @@ from torch import nn
 
 # What comes before the blocks, and so learns as slowly as the position table.
 EMBEDDING = re.compile(r"^backbone(?:\..*?)?\.(prefix_tokens$|norm_pre\.)")
-VIT_BLOCK = re.compile(r"^backbone(?:\..*?)?\.blocks\.(\d+)\.")
+VIT_BLOCK = re.compile(r"^(backbone(?:\..*?)?)\.blocks\.(\d+)\.")
 
 
 def get_param_groups(
@@ -54,18 +54,24 @@ def get_param_groups(
         that do not require a gradient are in none.
 
     Raises:
-        ValueError: if ``lr_decay_rate`` is not in (0, 1], or below 1 with no ViT blocks to decay.
+        ValueError: if ``lr_decay_rate`` is not in (0, 1], or below 1 with no ViT blocks to decay, or
+            with blocks in several stages, as a hierarchical network has them.
     """
-    num_layers = 1 + max(
-        (int(match[1]) for name, _ in model.named_parameters() if (match := VIT_BLOCK.match(name))),
-        default=-1,
-    )
+    blocks = [match for name, _ in model.named_parameters() if (match := VIT_BLOCK.match(name))]
+    num_layers = 1 + max((int(match[2]) for match in blocks), default=-1)
     if not 0 < lr_decay_rate <= 1:
         raise ValueError(f"lr_decay_rate must be in (0, 1], got {lr_decay_rate}")
     if num_layers == 0 and lr_decay_rate != 1:
         raise ValueError(
             f"lr_decay_rate is {lr_decay_rate}, but {type(model).__name__} has no parameters named "
             "backbone.*.blocks.<i>.*: pass the unwrapped model, or set lr_decay_rate to 1"
+        )
+    stages = sorted({match[1] for match in blocks})
+    if len(stages) > 1 and lr_decay_rate != 1:
+        raise ValueError(
+            f"lr_decay_rate is {lr_decay_rate}, but the blocks of {type(model).__name__} are in "
+            f"{len(stages)} stages ({stages[0]}, ...): it is for plain ViTs. Set it to 1; "
+            "backbone_lr_factor slows down the whole backbone"
         )
     groups = []
     for name, parameter in model.named_parameters():

@@ -144,6 +144,16 @@ def test_layer_decay_without_blocks_is_an_error() -> None:
         get_param_groups(wrapped, base_lr=1.0, weight_decay=0.1, lr_decay_rate=0.7)
 
 
+def test_layer_decay_is_for_plain_vits() -> None:
+    stages = [nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(2, 2)])}) for _ in range(2)]
+    swin = nn.ModuleDict({"backbone": nn.ModuleDict({"layers": nn.ModuleList(stages)})})
+    assert len(get_param_groups(swin, base_lr=1.0, weight_decay=0.1)) == 2
+    with pytest.raises(
+        ValueError, match=r"2 stages \(backbone.layers.0, ...\): it is for plain ViTs"
+    ):
+        get_param_groups(swin, base_lr=1.0, weight_decay=0.1, lr_decay_rate=0.7)
+
+
 @pytest.mark.parametrize("rate", [0.0, -0.5, 1.5])
 def test_layer_decay_must_be_a_rate(rate: float) -> None:
     with pytest.raises(ValueError, match=r"lr_decay_rate must be in \(0, 1\]"):
