@@ -190,7 +190,7 @@ class Places:
         of heads it is each module.
         """
         for prefix in (*self._prefixes["vit"], *self._prefixes["backbone"]):
-            if prefix and name.startswith(prefix):
+            if name.startswith(prefix):
                 return prefix
         parts = name.split(".")
         around = any(p.startswith(f"{parts[0]}.") for p in self._prefixes["vit"])

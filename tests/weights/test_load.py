@@ -132,6 +132,18 @@ def test_whole_parts_may_be_absent_but_are_listed(
         load_weights(detector, given, complete=True)
 
 
+@pytest.mark.parametrize("absent", ["level_embed", "interactions.1.", "out_norms."])
+def test_a_bare_backbone_is_one_part(detector: Detector, absent: str) -> None:
+    """Without a model around it, as in one, it is complete or an error."""
+    net = detector.backbone.bottom_up
+    trained = {name: value + 1 for name, value in net.state_dict().items()}
+    given = {name: value for name, value in trained.items() if not name.startswith(absent)}
+    with pytest.raises(WeightsError, match=rf"{absent}.*: missing"):
+        load_weights(net, given)
+    load_weights(net, part(trained, "vit."))
+    assert_loaded(net, part(trained, "vit."))
+
+
 def test_a_backbone_alone_finds_its_place(detector: Detector, trained: dict[str, Tensor]) -> None:
     prefix = "backbone.bottom_up."
     backbone = {name.removeprefix(prefix): value for name, value in part(trained, prefix).items()}
