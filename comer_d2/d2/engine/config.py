@@ -73,6 +73,7 @@ def load_config(
     defaults = OmegaConf.create(TRAIN_DEFAULTS, flags={"allow_objects": True})
     cfg.train = OmegaConf.merge(defaults, cfg.train)
     apply_overrides(cfg, overrides)
+    _check_groups(cfg)
     if is_yaml and overrides:
         check_targets(cfg, config_file, allow_targets)
     _check_train(cfg.train)
@@ -97,6 +98,14 @@ def settle_device(train: DictConfig) -> bool:
     return True
 
 
+def _check_groups(cfg: DictConfig) -> None:
+    inside = [key for key, value in TRAIN_DEFAULTS.items() if isinstance(value, dict)]
+    for key in (*SECTIONS, *(f"train.{name}" for name in (*inside, "checkpointer"))):
+        value = OmegaConf.select(cfg, key, default=cfg)  # not there: a run that needs it says so
+        if not isinstance(value, DictConfig):
+            raise UserError(f"{key}={value!r} must be a group of keys")
+
+
 def _check_train(train: DictConfig) -> None:
     if train.amp.dtype not in ("bfloat16", "float16"):
         raise UserError(f"train.amp.dtype={train.amp.dtype!r}; use bfloat16 or float16")
@@ -104,8 +113,12 @@ def _check_train(train: DictConfig) -> None:
         raise UserError(
             f"train.best_checkpointer.mode={train.best_checkpointer.mode!r}: max or min"
         )
-    for key in ("max_iter", "log_period", "accumulation_steps"):
-        value = train.get(key)
+    counts = ["max_iter", "log_period", "accumulation_steps"]
+    counts += [f"checkpointer.{key}" for key in train.get("checkpointer", ())]
+    for key in counts:
+        value = OmegaConf.select(train, key)
+        if key == "checkpointer.max_to_keep" and value is None:  # all of them
+            continue
         if not isinstance(value, int) or value < 1:
             raise UserError(f"train.{key}={value!r} must be a whole number of at least 1")
     norm = train.clip_grad.max_norm

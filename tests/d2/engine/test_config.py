@@ -1,0 +1,36 @@
+"""What every config has to hold, whatever its overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from comer_d2.d2.engine.config import load_config
+from comer_d2.d2.errors import UserError
+
+CONFIG = Path(__file__).parents[3] / "configs/COCO/mask_rcnn_comer_s_1x.py"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train=null", "train=None must be a group of keys"),
+        ("optimizer=null", "optimizer=None must be a group of keys"),
+        ("train.amp=null", "train.amp=None must be a group of keys"),
+        ("train.checkpointer=null", "train.checkpointer=None must be a group of keys"),
+        ("train.checkpointer.period=0", "train.checkpointer.period=0 must be a whole number"),
+        ("train.checkpointer.period=2.5", "train.checkpointer.period=2.5 must be a whole number"),
+        ("train.checkpointer.max_to_keep=0", "train.checkpointer.max_to_keep=0 must be a whole"),
+        ("train.max_iter=true", "'train.max_iter' holds a number"),
+    ],
+)
+def test_what_a_run_could_not_use_is_refused_by_key(override: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(str(CONFIG), [override])
+    assert message in str(error.value)
+
+
+def test_every_checkpoint_may_be_kept() -> None:
+    cfg = load_config(str(CONFIG), ["train.checkpointer.max_to_keep=null"])
+    assert cfg.train.checkpointer.max_to_keep is None
