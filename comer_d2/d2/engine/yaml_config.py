@@ -78,7 +78,8 @@ def read_yaml(path: str, allow_targets: Sequence[str] = ()) -> DictConfig:
     try:
         with open(path, encoding="utf-8") as f:
             content = yaml.load(f, Loader=loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+    # The last three: objects of a form that Detectron2 does not write, nesting without end.
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, RecursionError) as e:
         raise UserError(f"config file '{path}' is no YAML that a config may be: {e}") from e
     except _NotAllowed as e:
         raise UserError(f"config file '{path}': {e}") from e

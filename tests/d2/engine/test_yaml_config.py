@@ -127,7 +127,18 @@ def test_what_is_allowed_is_what_is_meant() -> None:
             locate_allowed(name, PACKAGES)
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "model: [", "a: \x00", "- a\nb"])
+NO_CONFIGS = {
+    "a list": "[1, 2]",
+    "not closed": "model: [",
+    "binary": "a: \x00",
+    "no mapping": "- a\nb",
+    "a partial of nothing": "a: !!python/object/apply:functools.partial {state: 5}",
+    "a shape of no kind": "a: !!python/object:detectron2.layers.shape_spec.ShapeSpec {foo: 1}",
+    "nested without end": "a: " + "[" * 3000,
+}
+
+
+@pytest.mark.parametrize("text", NO_CONFIGS.values(), ids=NO_CONFIGS)
 def test_what_is_no_config_is_one_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UserError, match="config file '"):
