@@ -214,7 +214,8 @@ def test_several_processes_train_and_evaluate_like_one(
         compared = [name for name in a if "loss" in name or name == "lr"]
         assert len(compared) >= 4
         for name in compared:
-            assert a[name] == pytest.approx(b[name], rel=1e-5), name
+            # Losses of boxes are 1 - IoU, which float32 has to an ulp of 1 and no better.
+            assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1.2e-7), name
     evaluations = (json.loads((tmp_path / p / "evaluation.json").read_text()) for p in ("1", "2"))
     assert next(evaluations) == next(evaluations)
 

@@ -8,7 +8,7 @@ import os
 
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
@@ -18,8 +18,10 @@ from comer_d2.d2.data.loader import build_train_loader
 from ...configs.common.train import train
 
 _root = os.environ["TINY_COCO"]
-if "tiny_coco" not in DatasetCatalog:
-    register_coco_instances("tiny_coco", {}, os.path.join(_root, "instances.json"), _root)
+for _catalog in (DatasetCatalog, MetadataCatalog):
+    if "tiny_coco" in _catalog.list():  # of a test before, in another folder
+        _catalog.remove("tiny_coco")
+register_coco_instances("tiny_coco", {}, os.path.join(_root, "instances.json"), _root)
 
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 dataloader.train._target_ = build_train_loader
