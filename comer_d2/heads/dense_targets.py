@@ -1,4 +1,4 @@
-"""What every anchor of a dense detector is to learn."""
+"""Training targets of every anchor of a dense detector."""
 
 import math
 from collections.abc import Sequence

@@ -32,6 +32,7 @@ class MaskedTransformerDecoder(nn.Module):
         ffn_dim: hidden channels of the feed-forward networks.
         num_levels: maps that the layers take in turn.
         enforce_input_project: project the maps even where they have C channels already.
+        pre_norm: norms in front of attention and feed-forward networks, instead of behind the sums.
 
     Raises:
         ValueError: if ``hidden_dim`` is not a multiple of ``num_heads`` and of 4.
@@ -50,6 +51,7 @@ class MaskedTransformerDecoder(nn.Module):
         ffn_dim: int = 2048,
         num_levels: int = 3,
         enforce_input_project: bool = False,
+        pre_norm: bool = False,
     ) -> None:
         super().__init__()
         if hidden_dim % num_heads or hidden_dim % 4:
@@ -58,13 +60,13 @@ class MaskedTransformerDecoder(nn.Module):
             )
         self.num_levels = num_levels
         self.transformer_self_attention_layers = nn.ModuleList(
-            SelfAttentionLayer(hidden_dim, num_heads) for _ in range(num_layers)
+            SelfAttentionLayer(hidden_dim, num_heads, pre_norm) for _ in range(num_layers)
         )
         self.transformer_cross_attention_layers = nn.ModuleList(
-            CrossAttentionLayer(hidden_dim, num_heads) for _ in range(num_layers)
+            CrossAttentionLayer(hidden_dim, num_heads, pre_norm) for _ in range(num_layers)
         )
         self.transformer_ffn_layers = nn.ModuleList(
-            FFNLayer(hidden_dim, ffn_dim) for _ in range(num_layers)
+            FFNLayer(hidden_dim, ffn_dim, pre_norm) for _ in range(num_layers)
         )
         self.decoder_norm = nn.LayerNorm(hidden_dim)
         self.query_feat = nn.Embedding(num_queries, hidden_dim)
@@ -158,12 +160,19 @@ def attention_mask(masks: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class CrossAttentionLayer(nn.Module):
-    """Queries look at a map; post-norm. Arguments as of :class:`MultiheadAttention`."""
+    """Queries look at a map.
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    Args:
+        dim: channels C.
+        num_heads: attention heads.
+        pre_norm: the norm in front of the attention, instead of behind the sum.
+    """
+
+    def __init__(self, dim: int, num_heads: int, pre_norm: bool = False) -> None:
         super().__init__()
         self.multihead_attn = MultiheadAttention(dim, num_heads)
         self.norm = nn.LayerNorm(dim)
+        self.pre_norm = pre_norm
 
     def forward(
         self,
@@ -174,43 +183,51 @@ class CrossAttentionLayer(nn.Module):
         allowed: Tensor,
     ) -> Tensor:
         """Queries (B, Q, C), their positions (Q, C), tokens (B, N, C), theirs (N, C) -> (B, Q, C)."""
-        update = self.multihead_attn(x + query_position, memory + position, memory, allowed)
-        return self.norm(x + update)
+        query = (self.norm(x) if self.pre_norm else x) + query_position
+        x = x + self.multihead_attn(query, memory + position, memory, allowed)
+        return x if self.pre_norm else self.norm(x)
 
 
 class SelfAttentionLayer(nn.Module):
-    """Queries look at each other; post-norm. Arguments as of :class:`MultiheadAttention`."""
+    """Queries look at each other. Arguments as of :class:`CrossAttentionLayer`."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, pre_norm: bool = False) -> None:
         super().__init__()
         self.self_attn = MultiheadAttention(dim, num_heads)
         self.norm = nn.LayerNorm(dim)
+        self.pre_norm = pre_norm
 
     def forward(self, x: Tensor, query_position: Tensor) -> Tensor:
         """Queries (B, Q, C), their positions (Q, C) -> (B, Q, C)."""
-        query = x + query_position
-        return self.norm(x + self.self_attn(query, query, x))
+        value = self.norm(x) if self.pre_norm else x
+        query = value + query_position
+        x = x + self.self_attn(query, query, value)
+        return x if self.pre_norm else self.norm(x)
 
 
 class FFNLayer(nn.Module):
-    """Feed-forward network of a query; post-norm.
+    """Feed-forward network of a query.
 
     Args:
         dim: channels C.
         hidden_dim: hidden channels.
+        pre_norm: the norm in front of the network, instead of behind the sum.
     """
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int, pre_norm: bool = False) -> None:
         super().__init__()
         self.linear1 = Linear(dim, hidden_dim)
         self.linear2 = Linear(hidden_dim, dim)
         self.norm = nn.LayerNorm(dim)
+        self.pre_norm = pre_norm
         for layer in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Queries (B, Q, C) -> (B, Q, C)."""
-        return self.norm(x + self.linear2(F.relu(self.linear1(x))))
+        hidden = F.relu(self.linear1(self.norm(x) if self.pre_norm else x))
+        x = x + self.linear2(hidden)
+        return x if self.pre_norm else self.norm(x)
 
 
 class MLP(nn.Module):

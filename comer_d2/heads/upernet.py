@@ -31,7 +31,7 @@ class ConvNormReLU(nn.Sequential):
 
 
 class PyramidPooling(nn.Module):
-    """Means over grids of several sizes beside the map itself, fused.
+    """Means over grids of several sizes next to the map itself, fused.
 
     Source: Sec. 3.2 of arXiv 1612.01105.
 
@@ -150,11 +150,12 @@ class UPerNetHead(nn.Module):
     """UPerNet, its auxiliary FCN head and their losses: the head of a semantic segmentor.
 
     Args:
-        in_channels: of ``res2`` to ``res5``.
+        in_channels: of the maps, finest first.
         num_classes: classes.
         channels: inside UPerNet.
         auxiliary_channels: inside the auxiliary head.
-        auxiliary_feature: the map it reads.
+        in_features: names of the maps, of strides 4, 8, 16 and 32.
+        auxiliary_feature: the map that the auxiliary head reads.
         auxiliary_weight: of its loss.
         dropout: of whole channels before both classifiers.
         ignore_value: label of pixels that do not train.
@@ -168,6 +169,7 @@ class UPerNetHead(nn.Module):
         num_classes: int,
         channels: int = 512,
         auxiliary_channels: int = 256,
+        in_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
         auxiliary_feature: str = "res4",
         auxiliary_weight: float = 0.4,
         dropout: float = 0.1,
@@ -175,7 +177,7 @@ class UPerNetHead(nn.Module):
         norm_layer: Norm = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
-        self.in_features = ("res2", "res3", "res4", "res5")
+        self.in_features = tuple(in_features)
         self.auxiliary_feature = auxiliary_feature
         self.auxiliary_weight = auxiliary_weight
         self.ignore_value = ignore_value
@@ -196,7 +198,7 @@ class UPerNetHead(nn.Module):
         """Features -> losses in training, logits otherwise.
 
         Args:
-            features: ``res2`` to ``res5``, (B, C, H/s, W/s) for strides s = 4, 8, 16, 32.
+            features: name -> (B, C, H/s, W/s), those of ``in_features`` with s = 4, 8, 16, 32.
             targets: (B, H, W) int64 classes and `ignore_value`; read in training only.
 
         Returns:

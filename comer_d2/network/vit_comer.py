@@ -84,7 +84,7 @@ class ViTCoMerNet(nn.Module):
         out_features: the outputs wanted, of ``"res2"``, ``"res3"``, ``"res4"``, ``"res5"``, in any
             order. Parameters that only serve the others stay in the ``state_dict`` but are frozen:
             DistributedDataParallel refuses parameters that never get a gradient.
-        square_pad: if positive, whoever batches images is asked to pad them to squares of this
+        square_pad: if positive, images are to be padded to squares of this
             side, in pixels.
 
     Raises:
@@ -213,7 +213,7 @@ class ViTCoMerNet(nn.Module):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """What whoever batches images is asked to pad them to; Detectron2's models read it."""
+        """What a batch of images is to be padded to; Detectron2's models read it."""
         return {"size_divisibility": self.size_divisibility, "square_size": self.square_pad}
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:

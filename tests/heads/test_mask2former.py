@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from comer_d2.heads import hungarian as hungarian_module
 from comer_d2.heads.criterion import SetCriterion
 from comer_d2.heads.mask2former import Mask2FormerHead
-from comer_d2.heads.mask_decoder import MaskedTransformerDecoder, attention_mask
+from comer_d2.heads.mask_decoder import (
+    CrossAttentionLayer,
+    FFNLayer,
+    MaskedTransformerDecoder,
+    SelfAttentionLayer,
+    attention_mask,
+)
 from comer_d2.heads.matcher import HungarianMatcher
 from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder
 from comer_d2.heads.points import MASKS_AT_A_TIME, sample_masks, sample_points
@@ -258,3 +264,43 @@ def test_padding_changes_no_loss_at_the_same_places() -> None:
     expected, found = losses(1), losses(2)
     for name, loss in expected.items():
         torch.testing.assert_close(found[name], loss, msg=name)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_decoder_layers_equal_torchs(pre_norm: bool) -> None:
+    """Norms behind the sums, or in front: without positions, torch's own transformer decoder layer."""
+    expected = nn.TransformerDecoderLayer(
+        16, 4, 32, dropout=0.0, batch_first=True, norm_first=pre_norm
+    ).double()
+    for parameter in expected.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    layers = (
+        SelfAttentionLayer(16, 4, pre_norm),
+        CrossAttentionLayer(16, 4, pre_norm),
+        FFNLayer(16, 32, pre_norm),
+    )
+    self_attention, cross_attention, ffn = (layer.double() for layer in layers)
+    for own, given in (
+        (self_attention.self_attn, expected.self_attn),
+        (cross_attention.multihead_attn, expected.multihead_attn),
+    ):
+        parts = zip(given.in_proj_weight.chunk(3), given.in_proj_bias.chunk(3), strict=True)
+        for proj, (weight, bias) in zip((own.q_proj, own.k_proj, own.v_proj), parts, strict=True):
+            proj.load_state_dict({"weight": weight, "bias": bias})
+        own.out_proj.load_state_dict(given.out_proj.state_dict())
+    for layer, norm in zip(layers, (expected.norm1, expected.norm2, expected.norm3), strict=True):
+        layer.norm.load_state_dict(norm.state_dict())
+    ffn.linear1.load_state_dict(expected.linear1.state_dict())
+    ffn.linear2.load_state_dict(expected.linear2.state_dict())
+
+    x, memory = torch.randn(2, 5, 16).double(), torch.randn(2, 9, 16).double()
+    nowhere, everywhere = torch.zeros(1, 16).double(), torch.ones(2, 1, 5, 9, dtype=torch.bool)
+    actual = self_attention(x, nowhere)
+    actual = ffn(cross_attention(actual, nowhere, memory, nowhere, everywhere))
+    torch.testing.assert_close(actual, expected(x, memory))
+
+
+def test_pre_norm_reaches_every_layer() -> None:
+    decoder = MaskedTransformerDecoder(num_classes=3, hidden_dim=32, num_layers=2, pre_norm=True)
+    layers = [module for module in decoder.modules() if hasattr(module, "pre_norm")]
+    assert [layer.pre_norm for layer in layers] == [True] * 6

@@ -72,8 +72,8 @@ def read_head(path: Path) -> tuple[dict[str, Tensor], Mask2FormerHead, dict[str,
         num_layers=config["dec_layers"],
         ffn_dim=config["dec_ffn"],
         enforce_input_project=config["enforce_input_project"],
+        pre_norm=config["pre_norm"],
     )
-    assert not config["pre_norm"]
     head = Mask2FormerHead(pixel_decoder, predictor)
     head.load_state_dict(named_here(under("param.", tensors)), strict=True)
     inputs = {RENAMED[k]: v.requires_grad_() for k, v in under("input.", tensors).items()}

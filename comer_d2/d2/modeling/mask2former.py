@@ -38,7 +38,7 @@ class Mask2Former(nn.Module):
         score_threshold: of queries, for "panoptic".
         overlap_threshold: share of its own mask that a query must win, for "panoptic".
         views: of the image, for "semantic" alone; None: the image as it is.
-        input_format: the channels' order the model is trained on; for those who read images.
+        input_format: the order of channels that the model is trained on.
 
     Raises:
         ValueError: for unknown tasks, or views together with other tasks than "semantic".

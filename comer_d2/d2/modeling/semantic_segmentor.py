@@ -24,7 +24,7 @@ class SemanticSegmentor(Detectron2Segmentor):
         pixel_mean: per channel.
         pixel_std: per channel.
         views: of the image, for prediction; None: the image as it is.
-        input_format: the channels' order the model is trained on; for those who read images.
+        input_format: the order of channels that the model is trained on.
     """
 
     def __init__(
