@@ -22,6 +22,9 @@ from torch import Tensor
 
 from .pickles import STAND_INS, load_pickle
 
+# Bytes by which a tensor may be larger than what is stored of it, as expanded ones are.
+MOST_REPEATED = 2**20
+
 
 class Ignored:
     """Takes the place of objects in a checkpoint that are no weights, whatever they hold."""
@@ -259,7 +262,8 @@ def check_tensors(weights: Mapping[str, Tensor], label: str) -> None:
                 f"{label}: tensor '{name}' is {kind}: save its numbers as an ordinary tensor, such as "
                 "a float32 one"
             )
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        numbers = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+        if numbers.is_floating_point() and not torch.isfinite(numbers).all():
             raise WeightsError(
                 f"{label}: tensor '{name}' has NaN or infinite values: the training that wrote it "
                 "had diverged, or the file is damaged"
@@ -278,6 +282,9 @@ def unusual(tensor: Tensor) -> str:
         return "on the meta device, without values"
     if tensor.is_quantized:
         return f"quantised ({tensor.dtype})"
+    repeated = tensor.numel() * tensor.element_size() - tensor.untyped_storage().nbytes()
+    if repeated > MOST_REPEATED:
+        return f"of shape {tuple(tensor.shape)}, which repeats the few numbers that it holds"
     return "" if tensor.dtype in DTYPES else f"of {tensor.dtype}"
 
 

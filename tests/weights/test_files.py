@@ -286,6 +286,10 @@ UNUSUAL = {
         r"quantised \(torch.qint8\)",
     ),
     "uint16": (lambda: torch.ones(2).to(torch.uint16), "of torch.uint16"),
+    "expanded": (
+        lambda: torch.zeros(1).expand(10**12),
+        r"of shape \(1000000000000,\), which repeats the few numbers that it holds",
+    ),
 }
 
 
@@ -298,6 +302,12 @@ def test_tensors_of_an_unusual_kind(kind, tmp_path):
         read_weights(tmp_path / "a.pth")
     with pytest.raises(WeightsError, match=rf"the state dict: tensor 'b' is {message}"):
         load_weights(nn.Linear(2, 2), {"b": make()})
+
+
+def test_complex_numbers_are_finite_too(tmp_path):
+    torch.save({"b": torch.tensor([1 + 2j, complex("nan")])}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="'b' has NaN or infinite values"):
+        read_weights(tmp_path / "a.pth")
 
 
 def test_a_zeroed_block_in_the_middle(tmp_path):

@@ -259,8 +259,12 @@ def _find_files(found: CocoFile, folder: Path) -> list[str]:
 
 
 def check_categories(found: CocoFile, used: set[int]) -> None:
-    """Names that come twice; categories that no annotation uses."""
+    """Names that are missing or come twice; categories that no annotation uses."""
     names = Counter(found.categories.values())
+    found.findings.extend(
+        "categories without a name",
+        (f"id {i}: {name!r}" for i, name in found.categories.items() if not name.strip()),
+    )
     found.findings.extend(
         "category names that come twice (metrics and predictions are told by name: rename one, or make them one "
         "category)",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,8 @@ PACKAGES = (
     "fvcore.common.param_scheduler",
     "fvcore.nn",
 )
+
+MOST_VALUES = 100_000  # of a config; the largest here have about a thousand
 
 
 class _Loader(yaml.SafeLoader):
@@ -78,6 +81,8 @@ def read_yaml(path: str, allow_targets: Sequence[str] = ()) -> DictConfig:
     try:
         with open(path, encoding="utf-8") as f:
             content = yaml.load(f, Loader=loader)
+        if _size(content, {}) > MOST_VALUES:
+            raise ValueError(f"its aliases stand for more than {MOST_VALUES:,} values")
     # The last three: objects of a form that Detectron2 does not write, nesting without end.
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, RecursionError) as e:
         raise UserError(f"config file '{path}' is no YAML that a config may be: {e}") from e
@@ -86,6 +91,17 @@ def read_yaml(path: str, allow_targets: Sequence[str] = ()) -> DictConfig:
     if not isinstance(content, dict):
         raise UserError(f"config file '{path}' holds a {type(content).__name__}, not a config")
     return OmegaConf.create(content, flags={"allow_objects": True})
+
+
+def _size(value: Any, known: dict[int, float]) -> float:
+    """Values in a tree of dicts and lists, with what aliases repeat; infinite for one inside itself."""
+    if not isinstance(value, dict | list | tuple):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(value)]
 
 
 def check_targets(cfg: DictConfig, path: str, allow_targets: Sequence[str] = ()) -> None:

@@ -55,6 +55,15 @@ def test_a_complete_file_is_used_as_it_is(tmp_path: Path) -> None:
     assert not found.findings and not found.notes and not found.changed
 
 
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_category_without_a_name(tmp_path: Path, name: str) -> None:
+    data = content()
+    data["categories"][0]["name"] = name
+    assert f"categories without a name: id 5: {name!r}" in problem(tmp_path, data).replace(
+        "\n", " "
+    )
+
+
 def test_what_is_missing_is_computed(tmp_path: Path) -> None:
     data = content(area=None, iscrowd=None, id=None)
     data["images"][0].update(width=0, height=None)

@@ -127,7 +127,12 @@ def test_what_is_allowed_is_what_is_meant() -> None:
             locate_allowed(name, PACKAGES)
 
 
+BOMB = "\n".join(
+    ["a0: &a0 [1]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9))]
+)
 NO_CONFIGS = {
+    "aliases of aliases": BOMB,
+    "itself": "a: &a [*a]",
     "a list": "[1, 2]",
     "not closed": "model: [",
     "binary": "a: \x00",
