@@ -18,7 +18,7 @@ train.clip_grad = dict(max_norm=None, norm_type=2.0)
 # update sees dataloader.train.total_batch_size * accumulation_steps images: on a small GPU, divide
 # the first by what the second is. Iterations count updates. Mask2Former and UPerNet, whose losses are
 # divided by the objects or pixels of a batch, have the gradients of the larger batch; the losses of
-# R-CNN, ATSS and GFL are means over the sampled boxes or positive anchors of each batch.
+# R-CNN, ATSS, GFL and DINO are means over the sampled boxes, positive anchors or objects of each batch.
 train.accumulation_steps = 1
 
 # The checkpoint that evaluated best is kept as model_best.pth; mode is "max" or "min".

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import LazyConfig
+from detectron2.utils.events import JSONWriter
 from omegaconf import OmegaConf
 
 from comer_d2.d2.cli import main
@@ -322,6 +324,21 @@ def test_a_folder_with_a_run_in_it_is_not_overwritten(
     assert "holds a run already" in capfd.readouterr().err
 
 
+def test_a_disk_that_is_full_is_one_clear_error(
+    whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    def write(writer: JSONWriter) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    output = stopped_after_four(whole_run, tmp_path / "output")
+    monkeypatch.setattr(JSONWriter, "write", write)
+    assert run("--resume", f"train.output_dir={output}") == 1
+    printed = capfd.readouterr().err
+    assert "No space left on device (" in printed
+    assert f"MiB free in {output})" in printed
+    assert "Traceback" not in printed
+
+
 def test_a_folder_in_use_is_not_shared(
     whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
@@ -355,16 +372,20 @@ def test_an_output_folder_that_cannot_be_one(tmp_path: Path, capfd: pytest.Captu
         assert "Traceback" not in printed
 
 
+@pytest.mark.parametrize("damage", ["cut short", "a block of zeros"])
 def test_a_damaged_last_checkpoint_names_an_older_one(
-    whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+    damage: str, whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     output = tmp_path / "output"
     shutil.copytree(whole_run, output)
     whole = (output / "model_final.pth").read_bytes()
-    (output / "model_final.pth").write_bytes(whole[: len(whole) // 2])
+    middle = len(whole) // 2
+    rest = b"" if damage == "cut short" else bytes(4096) + whole[middle + 4096 :]
+    (output / "model_final.pth").write_bytes(whole[:middle] + rest)
     assert run("--resume", f"train.output_dir={output}") == 2
     printed = capfd.readouterr().err
-    assert "model_final.pth' cannot be read" in printed
+    assert "checkpoint '" in printed
+    assert "model_final.pth'" in printed
     assert f"write the name model_0000003.pth into {output}/last_checkpoint" in printed
 
 

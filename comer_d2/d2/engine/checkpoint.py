@@ -162,7 +162,7 @@ def load_checkpoint(
         sha256: hexadecimal SHA-256 that the file must have.
 
     Returns:
-        What the file holds beside the weights.
+        What the file holds besides the weights.
 
     Raises:
         UserError: it cannot be read, or does not fit; the model is left as it was.

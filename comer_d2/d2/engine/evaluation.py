@@ -34,7 +34,7 @@ def evaluate(
         cfg: the config; ``dataloader.evaluator`` is built from it.
         model: the bare model, on its device; it is put into eval mode and back.
         loader: of ``dataloader.test``.
-        iteration: the last finished one, which is written with the results; None: unknown.
+        iteration: the last finished one, which evaluation.json names; None: unknown.
         interrupt: gives the evaluation up when set. Several processes do not look at it: they
             would have to agree on an image to stop at.
 

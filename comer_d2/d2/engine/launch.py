@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -22,7 +24,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 
-from ..errors import Interrupted, UserError, report
+from ..errors import Interrupted, TrainingError, UserError, report
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -176,6 +178,7 @@ def launch(function: Callable[[argparse.Namespace], Any], args: Any, plan: Plan)
     Raises:
         UserError, Interrupted: what `function` raised. Processes started here print it themselves,
             and this process exits with their code.
+        TrainingError: a process started here was ended by a signal.
     """
     if plan.starter == "none":
         function(args)
@@ -228,15 +231,37 @@ def _start_and_wait(function: Callable[[Any], Any], args: Any, plan: Plan) -> No
         while not context.join():
             pass
     except mp.ProcessExitedException as e:
-        # The process has said why.
-        sys.exit(128 + received[0] if received else e.exit_code)
+        if received:
+            sys.exit(128 + received[0])
+        if e.signal_name:  # it could not say why itself
+            raise _died(plan.rank + e.error_index, plan.world_size, -e.exit_code) from e
+        sys.exit(e.exit_code)
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
 
 
+def _died(rank: int, world_size: int, signum: int) -> TrainingError:
+    """The error for a process that a signal ended."""
+    name = signal.Signals(signum).name
+    hint = " (often the system's, when memory ran out)" if name == "SIGKILL" else ""
+    error = TrainingError(
+        f"process {rank} of {world_size} (counted from 0) was ended by signal {name}{hint}: exit code "
+        f"{128 + signum}; the others were stopped"
+    )
+    error.exit_code = 128 + signum
+    return error
+
+
+def _end_with_parent() -> None:
+    """Wait for the process that started this one; it may be killed, and says nothing then."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(128 + signal.SIGKILL)
+
+
 def _started(local_rank: int, function: Callable[[Any], Any], args: Any, plan: Plan) -> None:
     """Body of a process started here; exits with the code of its error."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # A terminal sends Ctrl-C to all processes; the first one passes it on, once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Data loading processes start as they do in a run of one process (by forking, on Linux), not

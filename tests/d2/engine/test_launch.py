@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
 from comer_d2.d2.cli import parse_arguments
 from comer_d2.d2.engine.launch import Plan, plan_processes
 from comer_d2.d2.errors import UserError
+from tests.d2.runs import ROOT
 
 SLURM = {
     "SLURM_STEP_NUM_TASKS": "8",
@@ -91,3 +99,45 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(UserError, match="2 processes on this machine, but it has 1 GPUs"):
         plan("--num-gpus", "2", device="cuda")
+
+
+def start(mode: str) -> subprocess.Popen:
+    """launched.py in two processes, each of which prints its number and then does as `mode` says."""
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("launched.py")), mode],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def is_running(pid: int) -> bool:
+    """Not a zombie either, which nobody here would reap."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_processes_end_with_the_one_that_started_them() -> None:
+    process = start("wait")
+    children = [int(process.stdout.readline()) for _ in range(2)]
+    assert all(map(is_running, children))
+    process.kill()
+    process.wait()  # not for its pipes: the children hold them, too
+    deadline = time.monotonic() + 10
+    while any(map(is_running, children)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_running, children))
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_named_with_its_signal() -> None:
+    process = start("die")
+    _, printed = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "process 1 of 2 (counted from 0) was ended by signal SIGKILL" in printed
+    assert "exit code 137" in printed
