@@ -22,8 +22,9 @@ from torch import Tensor
 
 from .pickles import STAND_INS, load_pickle
 
-# Bytes by which a tensor may be larger than what is stored of it, as expanded ones are.
-MOST_REPEATED = 2**20
+# Bytes by which a tensor may be larger than what is stored of it, as expanded ones are: more than any
+# tensor of a network has, and little enough to be looked at.
+MOST_REPEATED = 2**32
 
 
 class Ignored:
