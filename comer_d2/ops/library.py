@@ -83,7 +83,10 @@ def warn_of_fallback(device_type: str) -> None:
         return
     _warned.add(device_type)
     problems = {"cpu": _cpu_problem, "cuda": _cuda_problem}
-    problem = problems.get(device_type) or f"there is no kernel for {device_type}"
+    problem = problems.get(device_type)
+    if problem is None and device_type in problems:
+        problem = "the library was built from older sources, which lack an operator"
+    problem = problem or f"there is no kernel for {device_type}"
     warnings.warn(
         f"comer_d2's operators run as plain PyTorch, several times slower: {problem}. Build it "
         "with `pip install --no-build-isolation -e .` in the repository of comer_d2.",
