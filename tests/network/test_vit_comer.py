@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from comer_d2.network import ViTCoMerNet
+from comer_d2.network.interaction import ConvFFN
 from comer_d2.network.vit_comer import STRIDES
 from tests.networks import make_network
 
@@ -148,6 +149,24 @@ def test_ablations_change_the_output():
             net = tiny(**{switch: False}).eval()
             net.load_state_dict(full.state_dict(), strict=False)
             assert not torch.allclose(net(image)["res4"], reference, atol=1e-3), switch
+
+
+def test_without_feed_forward_branches():
+    """It is the network whose branches give zero, and has no parameter of theirs."""
+    full, without = tiny().eval(), tiny(cffn_ratio=None).eval()
+    for module in full.modules():
+        if isinstance(module, ConvFFN):
+            nn.init.zeros_(module.fc2.weight)
+            nn.init.zeros_(module.fc2.bias)
+    branches = {name for name in full.state_dict() if ".ffn." in name}
+    # After CTI to V and to C of 4 interactions; in front of 4 extra blocks, and after each.
+    assert len(branches) == (2 * 4 + 2 * 4) * 8
+    assert set(without.state_dict()) == set(full.state_dict()) - branches
+    without.load_state_dict(full.state_dict(), strict=False)
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for name, value in without(image).items():
+            torch.testing.assert_close(value, full(image)[name])
 
 
 def test_a_closed_gate_leaves_the_vit_untouched():

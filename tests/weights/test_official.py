@@ -241,6 +241,17 @@ def test_arguments_of_the_detection_network():
     official_network(DET)
 
 
+@pytest.mark.parametrize("with_cffn", [True, False])
+def test_with_cffn(with_cffn):
+    """Without, their network has no feed-forward networks and norms of these, in both CTI."""
+    config = DET | {"with_cffn": with_cffn, "cnn_feature_interaction": True}
+    net, other = official_network(config), official_network(config)
+    official = to_official(net)
+    assert any(".ffn" in name for name in official) == with_cffn
+    load_weights(other, official, complete=True)
+    assert same(other.state_dict(), net.state_dict())
+
+
 def test_defaults_of_the_segmentation_network():
     arguments = official_arguments(DET | {"variant": "seg"})
     assert arguments["vit_features"] == "stages"
