@@ -12,7 +12,9 @@ from comer_d2.d2.engine.launch import launch, plan_processes
 
 
 def work(mode: str) -> None:
-    print(os.getpid(), flush=True)
+    os.write(
+        1, f"{os.getpid()}\n".encode()
+    )  # one write a line: print's own are two where output is unbuffered
     if mode == "die" and dist.get_rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(100)
