@@ -8,7 +8,7 @@ ARGS ?=
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-seg test lint format benchmark sanitize static-build other-torch
+.PHONY: help install quickstart quickstart-seg test lint format benchmark sanitize static-build other-torch docs
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ lint:  ## check style, formatting and types
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
+
+docs:  ## build docs/ and the reference as a site, in build/site
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
 format:  ## fix style and formatting
 	@$(PYTHON) -m ruff check --fix .

@@ -51,6 +51,36 @@ CXX_FLAGS = [
 NVCC_FLAGS = [*DEFINES, "-DUSE_CUDA", "-std=c++20", "-O3", "--threads=2"]
 
 
+# What comer_d2.d2 imports beside Detectron2 itself, which is on no index: `make install` gets it.
+DETECTRON2 = [
+    "pycocotools",
+    "fvcore",
+    "omegaconf",
+    "tqdm",
+    "Pillow>=10.1",  # ImageFont.load_default(size)
+    "shapely",  # Detectron2 cuts polygon masks with it, in every recipe that crops
+    "matplotlib",
+]
+QUICKSTART = [*DETECTRON2, "scikit-learn", "tensorboard"]
+SUPERVISION = ["supervision"]
+VIDEO = ["av"]
+DOCS = ["mkdocs-material", "mkdocstrings[python]"]
+EXTRAS = {
+    "detectron2": DETECTRON2,
+    "quickstart": QUICKSTART,
+    "supervision": SUPERVISION,
+    "video": VIDEO,
+    "docs": DOCS,
+    "test": [*QUICKSTART, *SUPERVISION, *VIDEO, *DOCS, "pytest", "ruff", "mypy", "peft", "torchao"],
+}
+
+
+def version() -> str:
+    """The package's own, which is written there alone."""
+    text = (ROOT / "comer_d2" / "__init__.py").read_text()
+    return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)[1]
+
+
 def wants_cuda(torch_cuda_version: str | None, cuda_home: str | None) -> bool:
     """Whether the CUDA library is built: FORCE_CUDA decides, else what is installed."""
     force = os.environ.get("FORCE_CUDA", "")
@@ -128,7 +158,7 @@ class BuildOperator(build_ext):
 
 setup(
     name="comer_d2",
-    version="0.1.0",
+    version=version(),
     description="ViT-CoMer for Detectron2: the backbone, its deformable attention, its training",
     long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
@@ -142,27 +172,8 @@ setup(
     cmdclass={"build_ext": BuildOperator},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
     python_requires=">=3.10",
-    # Detectron2 is on no index; `make install` gets it.
-    install_requires=[
-        "torch>=2.11",
-        "torchvision",
-        "timm",
-        "numpy",
-        "scipy",
-        "pycocotools",
-        "safetensors",
-        "fvcore",
-        "omegaconf",
-        "tqdm",
-        "Pillow>=10.1",  # ImageFont.load_default(size)
-        "shapely",  # Detectron2 cuts polygon masks with it, in every recipe that crops
-        "matplotlib",
-    ],
+    # What the rooms without Detectron2 import, and no more.
+    install_requires=["torch>=2.11", "torchvision", "timm", "numpy", "scipy", "safetensors"],
     entry_points={"console_scripts": ["comer-d2=comer_d2.__main__:main"]},
-    extras_require={
-        "quickstart": ["scikit-learn", "tensorboard"],
-        "supervision": ["supervision"],
-        "video": ["av"],
-        "test": ["pytest", "ruff", "mypy", "peft", "torchao", "scikit-learn", "tensorboard"],
-    },
+    extras_require={name: sorted(set(packages)) for name, packages in EXTRAS.items()},
 )

@@ -10,7 +10,7 @@ outputs, without ``Backbone``'s bookkeeping (``output_shape`` and the like).
 from importlib.util import find_spec
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["ViTCoMer", "load"]
 
 

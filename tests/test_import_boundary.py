@@ -21,7 +21,6 @@ CORE = [
     for path in sorted(PACKAGE.rglob("*.py"))
     if path != LAZY and not path.is_relative_to(PACKAGE / "d2")
 ]
-# torchvision comes with timm; numpy, safetensors and scipy too, or are asked for by setup.py.
 ALLOWED = sys.stdlib_module_names | {
     "torch",
     "torchvision",
@@ -68,6 +67,20 @@ def test_core_source_imports_torch_and_timm_only(path: Path) -> None:
     absolute = {name for name in names if not name.startswith(".")}
     assert {name.partition(".")[0] for name in absolute} <= ALLOWED
     assert not {name for name in names if name.startswith(("comer_d2.d2", ".d2"))}
+
+
+def test_the_wheel_asks_for_what_the_core_imports() -> None:
+    """No more, so that the operator and the network install without Detectron2's packages, and no less."""
+    code = (
+        "import runpy, setuptools\n"
+        "setuptools.setup = lambda **given: print(*given['install_requires'])\n"
+        "runpy.run_path('setup.py')"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout
+    asked = {requirement.partition(">=")[0] for requirement in printed.split()}
+    assert asked == ALLOWED - sys.stdlib_module_names - {"comer_d2"}
 
 
 # From the ground up; those of a line may import each other, file by file without circles.
@@ -200,7 +213,7 @@ def test_what_needs_detectron2_says_so_in_one_line() -> None:
 
 SCRIPTS = [
     ROOT / "train_net.py",
-    *(path for path in sorted((ROOT / "tools").glob("*.py")) if path.name != "install.py"),
+    *(p for p in sorted((ROOT / "tools").glob("*.py")) if p.name not in ("install.py", "site.py")),
 ]
 
 

@@ -91,7 +91,9 @@ def ms_deform_attn_from_tensors(
     Waits for the device, to read the level sizes: call `ms_deform_attn` in new code.
 
     Args:
-        value, sampling_locations, attention_weights: as of `ms_deform_attn`.
+        value: as of `ms_deform_attn`.
+        sampling_locations: as of `ms_deform_attn`.
+        attention_weights: as of `ms_deform_attn`.
         spatial_shapes: (L, 2) integers, (H, W) of each level.
         level_start_index: (L,) integers, the first pixel of each level.
         im2col_step: accepted for the signature's sake; there is no such restriction here.

@@ -68,7 +68,10 @@ def ms_deform_attn_reference_backward(
 
     Args:
         grad_output: (N, Q, M * D).
-        value, spatial_shapes, sampling_locations, attention_weights: as of the forward.
+        value: as of the forward.
+        spatial_shapes: as of the forward.
+        sampling_locations: as of the forward.
+        attention_weights: as of the forward.
 
     Returns:
         Gradients of value, sampling_locations and attention_weights, in their shapes and dtypes.
@@ -148,7 +151,9 @@ def locations_and_weights(
     """Sampling locations and attention weights from raw offsets and logits, in float32 or float64.
 
     Args:
-        spatial_shapes, projected, reference_points: as of `ms_deform_attn_fused_reference`.
+        spatial_shapes: as of `ms_deform_attn_fused_reference`.
+        projected: as of `ms_deform_attn_fused_reference`.
+        reference_points: as of `ms_deform_attn_fused_reference`.
         heads: M.
 
     Returns:
@@ -212,7 +217,10 @@ def ms_deform_attn_fused_reference_backward(
 
     Args:
         grad_output: (N, Q, M * D).
-        value, spatial_shapes, projected, reference_points: as of the forward.
+        value: as of the forward.
+        spatial_shapes: as of the forward.
+        projected: as of the forward.
+        reference_points: as of the forward.
 
     Returns:
         Gradients of value and projected, in their shapes and dtypes.

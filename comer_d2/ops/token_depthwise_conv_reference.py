@@ -22,7 +22,10 @@ def token_depthwise_conv_reference(
     Half types are computed in float32.
 
     Args:
-        tokens, spatial_shapes, weight, bias: as of `token_depthwise_conv`.
+        tokens: as of `token_depthwise_conv`.
+        spatial_shapes: as of `token_depthwise_conv`.
+        weight: as of `token_depthwise_conv`.
+        bias: as of `token_depthwise_conv`.
 
     Returns:
         (B, S, C), in tokens' dtype.
@@ -62,7 +65,9 @@ def token_depthwise_conv_reference_backward(
 
     Args:
         grad_output: (B, S, C).
-        tokens, spatial_shapes, weight: as of the forward.
+        tokens: as of the forward.
+        spatial_shapes: as of the forward.
+        weight: as of the forward.
 
     Returns:
         Gradients of the tokens in their dtype, and of weight and bias in that of the arithmetic.
