@@ -11,6 +11,12 @@ COMMANDS = {
     "predict": ("comer_d2.d2.commands.predict", "images in; pictures, COCO json, label maps out"),
     "compare": ("comer_d2.d2.commands.compare", "draw ground truth beside prediction"),
     "data check": ("comer_d2.d2.commands.check", "read all of a config's data, list what is wrong"),
+    "data show": ("comer_d2.d2.commands.show_data", "draw a config's images with annotations"),
+    "data convert": (
+        "comer_d2.d2.commands.convert_data",
+        "YOLO, VOC, LabelMe ... to COCO, and back",
+    ),
+    "data split": ("comer_d2.d2.commands.split_data", "a COCO json to a training and a val part"),
     "convert": ("comer_d2.d2.commands.convert", "convert a checkpoint for a config's model"),
     "info": ("comer_d2.info", "versions, devices, and what computes the operator"),
 }

@@ -1,5 +1,6 @@
-"""Ground truth beside prediction, for the first images of a dataset."""
+"""Ground truth drawn, alone or beside prediction."""
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,36 @@ def compare(
         scale = picture_side / max(result.image.shape[:2])
         pairs.append((truth.draw(task=task, scale=scale), result.draw(task=task, scale=scale)))
     return pairs
+
+
+# What a kind's truth holds -> the task that draws it.
+TRUTHS = {"panoptic_seg": "panoptic", "sem_seg": "semantic", "instances": "instance"}
+
+
+def draw_truth(
+    dataset_name: str, *, count: int, seed: int | None = None, picture_side: int = 320
+) -> list[Image.Image]:
+    """Draw images of a registered dataset with their annotations.
+
+    Args:
+        dataset_name: a name in Detectron2's catalog.
+        count: number of images.
+        seed: draws them by lot; None: the first.
+        picture_side: length of the longer side of each picture, pixels.
+
+    Returns:
+        The pictures.
+    """
+    records = DatasetCatalog.get(dataset_name)
+    if seed is not None:
+        records = random.Random(seed).sample(records, len(records))
+    kind = kind_of(dataset_name)
+    pictures = []
+    for record in records[:count]:
+        task = next(task for key, task in TRUTHS.items() if key in kind.truth(record))
+        truth = truth_of(record, dataset_name, task, kind.classes, kind.stuff_classes)
+        pictures.append(truth.draw(task=task, scale=picture_side / max(truth.image.shape[:2])))
+    return pictures
 
 
 def truth_of(

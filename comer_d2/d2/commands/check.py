@@ -7,6 +7,9 @@ from pathlib import Path
 
 from ..cli import add_overrides, config_of, config_parser, run_tool
 from ..data.check import find_problems, write_repaired
+from ..data.custom import check_dataset, register_dataset
+from ..data.statistics import describe
+from ..engine.checks import dataset_names
 
 EXAMPLE = """\
 examples:
@@ -26,7 +29,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         The exit code: 1 when something is wrong with the data.
     """
     parser = config_parser(
-        "Read every image and annotation of a config's data once, and list all that is wrong.",
+        "Read every image and annotation of a config's data once, and list all that is wrong; where "
+        "nothing is, tell what there is: classes, sizes, copies.",
         prog=prog,
         epilog=EXAMPLE,
     )
@@ -47,5 +51,10 @@ def check(args: argparse.Namespace) -> int:
         print("\n".join(write_repaired(cfg, args.repaired)))
         return 0
     problems = find_problems(cfg)
-    print("\n".join(problems) or "All images and annotations can be trained on.")
-    return 1 if problems else 0
+    if problems:
+        print("\n".join(problems))
+        return 1
+    print("All images and annotations can be trained on.")
+    register_dataset(cfg, check_dataset(cfg))
+    print("\n".join(describe([*dataset_names(cfg, "train"), *dataset_names(cfg, "test")])))
+    return 0

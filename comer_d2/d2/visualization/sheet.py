@@ -1,4 +1,4 @@
-"""A sheet of pictures, ground truth beside prediction, and how a picture is written."""
+"""A sheet of pictures, such as ground truth beside prediction, and how a picture is written."""
 
 import os
 from collections.abc import Sequence
@@ -15,33 +15,37 @@ LINE_COLOR = (215, 219, 224)
 
 
 def picture_sheet(
-    pairs: Sequence[tuple[Image.Image, Image.Image]],
+    groups: Sequence[tuple[Image.Image, ...]],
     *,
     title: str,
     subtitle: str = "",
+    headings: Sequence[str] = ("ground truth", "prediction"),
     columns: int = 3,
 ) -> Image.Image:
-    """Lay out ground truth beside prediction, pair by pair.
+    """Lay out pictures that belong together side by side, group by group.
 
     Args:
-        pairs: (ground truth, prediction) pictures; all are drawn at the size of the largest.
+        groups: pictures, as many in each as there are headings; each has the place of the largest.
         title: the headline.
         subtitle: a smaller line under it.
-        columns: pairs in a row.
+        headings: what stands over the pictures of a group.
+        columns: groups in a row.
 
     Returns:
         The sheet.
     """
     gap, margin, header, heading = 6, 24, 84, 28
-    width = max(picture.width for pair in pairs for picture in pair)
-    height = max(picture.height for pair in pairs for picture in pair)
-    columns = min(columns, len(pairs))
-    rows = -(-len(pairs) // columns)
-    pair_width, pair_step = 2 * width + gap, 2 * width + gap + margin
+    width = max(picture.width for group in groups for picture in group)
+    height = max(picture.height for group in groups for picture in group)
+    columns = min(columns, len(groups))
+    rows = -(-len(groups) // columns)
+    step = width + gap
+    group_width = len(headings) * step - gap
+    group_step = group_width + margin
     sheet = Image.new(
         "RGB",
         (
-            columns * pair_step + margin,
+            columns * group_step + margin,
             header + heading + rows * (height + margin // 2) + margin // 2,
         ),
         SHEET_COLOR,
@@ -50,21 +54,21 @@ def picture_sheet(
     draw.text((margin, 18), title, fill=TEXT_COLOR, font=ImageFont.load_default(26))
     draw.text((margin, 54), subtitle, fill=SOFT_TEXT_COLOR, font=ImageFont.load_default(16))
     for column in range(columns):
-        left = margin + column * pair_step
-        for text, x in (("ground truth", left), ("prediction", left + width + gap)):
+        left = margin + column * group_step
+        for number, text in enumerate(headings):
             draw.text(
-                (x + width / 2, header + heading / 2),
+                (left + number * step + width / 2, header + heading / 2),
                 text,
                 TEXT_COLOR,
                 ImageFont.load_default(16),
                 anchor="mm",
             )
-        draw.line((left, header + 1, left + pair_width, header + 1), fill=LINE_COLOR)
-    for index, pair in enumerate(pairs):
-        left = margin + index % columns * pair_step
+        draw.line((left, header + 1, left + group_width, header + 1), fill=LINE_COLOR)
+    for index, group in enumerate(groups):
+        left = margin + index % columns * group_step
         top = header + heading + index // columns * (height + margin // 2)
-        for picture, x in zip(pair, (left, left + width + gap)):
-            sheet.paste(picture, (x, top))
+        for number, picture in enumerate(group):
+            sheet.paste(picture, (left + number * step, top))
     return sheet
 
 

@@ -1,0 +1,201 @@
+"""YOLO: data.yaml, and a .txt of normalised boxes or polygons for every image."""
+
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..findings import Findings
+from ..images import IMAGE_ENDINGS
+from .split import FormatError, Reader, Shape, Split, build_split, raise_findings
+
+SPLITS = ("train", "val", "test")
+
+
+def read_yolo(source: Path) -> list[Split]:
+    """Read what a data.yaml names.
+
+    Args:
+        source: the data.yaml, or its folder.
+
+    Returns:
+        Its splits. An image without a .txt is one without objects, as YOLO has it, and counted.
+
+    Raises:
+        FormatError: with every line that is wrong.
+    """
+    path = source / "data.yaml" if source.is_dir() else source
+    try:
+        described = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(described, dict) or not described.get("names"):
+        raise FormatError(f"{path}: no `names`: it should be a YOLO data.yaml, with train, val and names")  # fmt: skip
+    if "kpt_shape" in described:
+        raise FormatError(f"{path}: keypoints (kpt_shape), which no model here is trained on")
+    names = described["names"]
+    if isinstance(names, dict):
+        if sorted(names) != list(range(len(names))):
+            raise FormatError(f"{path}: names has the numbers {sorted(names)}: they count from 0")
+        names = [names[i] for i in range(len(names))]
+    class_names = [str(name) for name in names]
+    findings, splits = Findings(), []
+    for split in SPLITS:
+        given = described.get(split)
+        if not given:
+            continue
+        files = _images(path, described, given if isinstance(given, list) else [given], findings)
+        if not files:
+            continue
+        shapes: dict[Path, Reader] = {}
+        missing = 0
+        for file in files:
+            label = _label_file(file)
+            missing += not label.is_file()
+            shapes[file] = partial(_read_labels, label, class_names, findings)
+        folder = files[0].parent if len({f.parent for f in files}) == 1 else _common(files)
+        notes = [f"{missing} images without a .txt: they have no objects"] if missing else []
+        splits.append(build_split(split, folder, shapes, class_names, findings, notes))
+    if not splits and not findings:
+        findings.add("names no images: train and val are folders, or .txt lists of files")
+    raise_findings(path, findings)
+    return splits
+
+
+def _common(files: Sequence[Path]) -> Path:
+    shared = files[0].parent
+    while not all(file.is_relative_to(shared) for file in files):
+        shared = shared.parent
+    return shared
+
+
+def _images(
+    path: Path, described: dict[str, Any], given: Sequence[str], findings: Findings
+) -> list[Path]:
+    """The image files that an entry of data.yaml stands for: folders, or lists of files."""
+    roots = [path.parent / str(described.get("path") or "."), path.parent]
+    files: list[Path] = []
+    for entry in given:
+        # Exports often say ../train/images and lie beside train/.
+        tried = [root / part for root in roots for part in (entry, entry.removeprefix("../"))]
+        found = next((place for place in tried if place.exists()), None)
+        if found is None:
+            findings.add("folders or lists that are not there", str(tried[0]))
+        elif found.is_dir():
+            inside = (p for p in found.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
+            files += sorted(inside)
+        else:
+            lines = [line.strip() for line in found.read_text(encoding="utf-8").splitlines()]
+            files += [found.parent / line for line in lines if line]
+    return files
+
+
+def _label_file(image: Path) -> Path:
+    """.../images/a.jpg -> .../labels/a.txt, for the last folder of that name."""
+    parts = list(image.parts)
+    for i in range(len(parts) - 2, -1, -1):
+        if parts[i] == "images":
+            parts[i] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def _read_labels(
+    path: Path, class_names: Sequence[str], findings: Findings, width: int, height: int
+) -> list[Shape]:
+    if not path.is_file():
+        return []
+    shapes = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        where = f"{path}:{number}"
+        if not line.strip():
+            continue
+        try:
+            label, *values = map(float, line.split())
+        except ValueError:
+            findings.add("lines that are no numbers", where)
+            continue
+        if label not in range(len(class_names)):
+            findings.add(f"classes that are not 0 to {len(class_names) - 1}", f"{where}: {label:g}")
+        elif not all(0 <= v <= 1 for v in values):
+            findings.add("coordinates that are not shares of the image, 0 to 1", where)
+        elif len(values) == 4:
+            x, y, w, h = values
+            box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
+            shapes.append(Shape(class_names[int(label)], box=box, where=where))
+        elif len(values) >= 6 and len(values) % 2 == 0:
+            points = [v * (height if i % 2 else width) for i, v in enumerate(values)]
+            shapes.append(Shape(class_names[int(label)], polygons=[points], where=where))
+        else:
+            findings.add(
+                "lines that are neither a class and a box (4 numbers) nor a class and a polygon (6 or more)",
+                where,
+            )
+    return shapes
+
+
+def write_yolo(splits: Sequence[Split], output: Path, *, boxes: bool) -> list[str]:
+    """Write data.yaml, images/ and labels/.
+
+    Args:
+        splits: of one dataset.
+        output: an empty folder.
+        boxes: write boxes only, also where there are polygons.
+
+    Returns:
+        What was left out, and how to use it.
+
+    Raises:
+        FormatError: objects that YOLO cannot hold.
+    """
+    findings = Findings()
+    crowds = 0
+    for split in splits:
+        for image, annotations in split.objects():
+            lines = []
+            for annotation in annotations:
+                if annotation.get("iscrowd"):
+                    crowds += 1
+                    continue
+                line = _line(annotation, image, split, boxes, findings)
+                lines.append(line)
+            target = output / "images" / split.name / image["file_name"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(split.images / image["file_name"], target)
+            label = (output / "labels" / split.name / image["file_name"]).with_suffix(".txt")
+            label.parent.mkdir(parents=True, exist_ok=True)
+            if label.exists():
+                findings.add("images whose names differ in the ending alone", image["file_name"])
+            label.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    raise_findings(output, findings)
+    described = {split.name: f"images/{split.name}" for split in splits}
+    names = dict(enumerate(splits[0].class_names))
+    (output / "data.yaml").write_text(
+        yaml.safe_dump({"path": ".", **described, "names": names}, sort_keys=False, allow_unicode=True),
+        encoding="utf-8",
+    )  # fmt: skip
+    return [f"{crowds} crowds left out: YOLO has none"] if crowds else []
+
+
+def _line(
+    annotation: dict[str, Any], image: dict[str, Any], split: Split, boxes: bool, findings: Findings
+) -> str:
+    width, height = image["width"], image["height"]
+    label = sorted(c["id"] for c in split.content["categories"]).index(annotation["category_id"])
+    segmentation = annotation.get("segmentation")
+    if boxes or not segmentation:
+        x, y, w, h = annotation["bbox"]
+        values = [(x + w / 2) / width, (y + h / 2) / height, w / width, h / height]
+    elif isinstance(segmentation, dict) or len(segmentation) > 1:
+        findings.add(
+            "objects of several polygons, or an RLE: YOLO has one polygon each (--boxes writes boxes alone)",
+            f"annotation {annotation['id']}",
+        )
+        values = []
+    else:
+        values = [v / (height if i % 2 else width) for i, v in enumerate(segmentation[0])]
+    # Exactly at the edge after rounding; further outside `data check` says so.
+    return " ".join([str(label), *(f"{min(max(v, 0.0), 1.0):.10g}" for v in values)])
