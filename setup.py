@@ -60,18 +60,33 @@ DETECTRON2 = [
     "Pillow>=10.1",  # ImageFont.load_default(size)
     "shapely",  # Detectron2 cuts polygon masks with it, in every recipe that crops
     "matplotlib",
+    "huggingface_hub",
 ]
 QUICKSTART = [*DETECTRON2, "scikit-learn", "tensorboard"]
 SUPERVISION = ["supervision"]
 VIDEO = ["av"]
+DEMO = ["gradio"]
 DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 EXTRAS = {
     "detectron2": DETECTRON2,
     "quickstart": QUICKSTART,
     "supervision": SUPERVISION,
     "video": VIDEO,
+    "demo": DEMO,
     "docs": DOCS,
-    "test": [*QUICKSTART, *SUPERVISION, *VIDEO, *DOCS, "pytest", "ruff", "mypy", "peft", "torchao"],
+    "test": [
+        *QUICKSTART,
+        *SUPERVISION,
+        *VIDEO,
+        *DEMO,
+        *DOCS,
+        "pytest",
+        "playwright",
+        "ruff",
+        "mypy",
+        "peft",
+        "torchao",
+    ],
 }
 
 

@@ -10,6 +10,9 @@ COMMANDS = {
     "eval": ("comer_d2.d2.commands.evaluate", "measure a model on its test data"),
     "predict": ("comer_d2.d2.commands.predict", "images in; pictures, COCO json, label maps out"),
     "compare": ("comer_d2.d2.commands.compare", "draw ground truth beside prediction"),
+    "export": ("comer_d2.d2.commands.export", "a model in another form: a folder for the hub"),
+    "push": ("comer_d2.d2.commands.push", "a folder of export to the Hugging Face hub"),
+    "demo": ("comer_d2.d2.commands.demo", "a page to try a model on photos"),
     "data check": ("comer_d2.d2.commands.check", "read all of a config's data, list what is wrong"),
     "data show": ("comer_d2.d2.commands.show_data", "draw a config's images with annotations"),
     "data convert": (

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import detectron2.data.transforms as T
+import huggingface_hub
 import numpy as np
 import torch
 from detectron2.config import instantiate
@@ -29,7 +30,9 @@ from .results import Result
 DEFAULT_THRESHOLD = 0.5
 DTYPES = ("float32", "bfloat16", "float16")
 # What a run's folder holds, best first.
-CHECKPOINTS = ("model_best.pth", "model_final.pth")
+HUB_WEIGHTS = "model.safetensors"  # of a folder from the hub
+CHECKPOINTS = ("model_best.pth", "model_final.pth", HUB_WEIGHTS)
+HUB = "hf:"  # before the name of a repository on the Hugging Face hub
 Threshold = float | Mapping[str, float]
 
 
@@ -278,8 +281,8 @@ def load(
     """A trained model, ready to predict.
 
     Args:
-        source: the output folder of a run (its model_best.pth is taken, or else model_final.pth), or a
-            checkpoint.
+        source: the output folder of a run (its model_best.pth is taken, or else model_final.pth), a
+            checkpoint, a folder from the Hugging Face hub, or ``hf:user/name``, which is fetched.
         config_file: of the model; the default is the config.yaml beside the checkpoint.
         overrides: ``key=value`` changes of the config.
         allow_targets: your own packages or classes that a ``.yaml`` config may name; see
@@ -303,7 +306,8 @@ def load(
 
 def find_checkpoint(source: str | os.PathLike) -> Path:
     """The checkpoint that a run's folder, or a path, stands for; see :func:`load`."""
-    path = Path(source)
+    name = os.fspath(source)
+    path = fetch(name.removeprefix(HUB)) if name.startswith(HUB) else Path(name)
     if path.is_file():
         return path
     if not path.is_dir():
@@ -313,7 +317,26 @@ def find_checkpoint(source: str | os.PathLike) -> Path:
             return path / name
     others = sorted(p.name for p in path.glob("*.pth"))
     hint = f"; name one of {', '.join(others)}" if others else ""
-    raise UserError(f"'{path}' holds neither {' nor '.join(CHECKPOINTS)}{hint}")
+    raise UserError(f"'{path}' holds none of {', '.join(CHECKPOINTS)}{hint}")
+
+
+def fetch(repository: str) -> Path:
+    """Bring a model's folder from the Hugging Face hub; what is here already is used.
+
+    Args:
+        repository: ``user/name``, or ``user/name@revision``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    name, _, revision = repository.partition("@")
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision or None))
+    except (huggingface_hub.errors.HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(f"{HUB}{repository}: {error}") from error
 
 
 def find_config(checkpoint: Path, config_file: str | os.PathLike | None = None) -> Path:

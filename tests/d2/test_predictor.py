@@ -258,7 +258,7 @@ def test_what_load_needs(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere' does not exist"):
         load(tmp_path / "nowhere")
     shutil.copy(folder / "run" / "model_final.pth", tmp_path / "model_0000099.pth")
-    with pytest.raises(UserError, match=r"holds neither model_best.*name one of model_0000099"):
+    with pytest.raises(UserError, match=r"holds none of model_best.*name one of model_0000099"):
         load(tmp_path)
     with pytest.raises(UserError, match=r"no config.yaml beside .*model_0000099"):
         load(tmp_path / "model_0000099.pth")

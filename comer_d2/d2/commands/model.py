@@ -6,8 +6,13 @@ from ..cli import add_allow_target
 from ..predictor import DEFAULT_THRESHOLD, DTYPES, Predictor, Threshold, load
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the model and how it predicts; `model_of` and `threshold_of` read them."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, thresholds: bool = True) -> None:
+    """Add the model and how it predicts; `model_of` and `threshold_of` read them.
+
+    Args:
+        parser: of a command.
+        thresholds: whether thresholds are given on the command line.
+    """
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -36,6 +41,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="test-time augmentation: sizes relative to the test data's, such as 0.75 1 1.25",
     )
     group.add_argument("--flip", action="store_true", help="and every size mirrored")
+    if not thresholds:
+        return
     group.add_argument(
         "--threshold",
         type=float,

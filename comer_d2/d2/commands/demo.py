@@ -1,0 +1,46 @@
+"""comer-d2 demo: a page to try a model."""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from ..cli import run_tool
+from ..demo import build_demo, example_images
+from .model import add_model_arguments, model_of
+
+EXAMPLE = """\
+examples:
+  comer-d2 demo output/
+  comer-d2 demo output/ --host 0.0.0.0 --port 8080       # for others in the network"""
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command; it serves until Ctrl-C.
+
+    Args:
+        argv: arguments without the command's name; None: this process's.
+        prog: the command's name.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Serve a page: drop a photo, slide the threshold, see what is found.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_arguments(parser, thresholds=False)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="(%(default)s)")
+    return run_tool(partial(serve, parser.parse_args(argv)), prog)
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Serve the page of the model that a command line names."""
+    model = model_of(args)
+    examples = example_images(model)
+    page = build_demo(model, f"comer_d2: {Path(args.model).resolve().name}", examples)
+    allowed = sorted({str(path.parent) for path in examples})
+    page.launch(server_name=args.host, server_port=args.port, allowed_paths=allowed)

@@ -1,0 +1,1 @@
+"""Trained models in other forms, each compared with the one that it came from."""

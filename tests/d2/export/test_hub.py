@@ -1,0 +1,98 @@
+"""A folder to share: whole, without paths of this machine, loadable, and uploaded through the hub's own client."""
+
+import json
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+
+from comer_d2 import load
+from comer_d2.__main__ import main
+from comer_d2.d2.errors import UserError
+from comer_d2.d2.export.hub import push
+from tests.d2.untrained import DETECTOR, write_digits, write_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hub")
+    run = write_run(folder / "run", write_digits(folder), DETECTOR)
+    state = torch.load(run / "model_final.pth")
+    torch.save({**state, "iteration": 9}, run / "model_final.pth")
+    return run
+
+
+def write_evaluation(run: Path, iteration: int) -> None:
+    results = {"bbox": {"AP": 12.345, "APl": None, "AP-3": 1.0}}
+    (run / "evaluation.json").write_text(json.dumps({"iteration": iteration, "results": results}))
+
+
+def test_folder_holds_the_model_and_nothing_of_this_machine(run: Path, tmp_path: Path) -> None:
+    write_evaluation(run, 9)
+    shared = tmp_path / "shared"
+    arguments = ["--format", "hub", "--license", "cc-by-4.0", "--title", "Digits"]
+    assert main(["export", str(run), str(shared), *arguments]) == 0
+    assert sorted(p.name for p in shared.iterdir()) == ["README.md", "config.yaml", "model.safetensors"]  # fmt: skip
+    text = "".join((shared / name).read_text() for name in ("README.md", "config.yaml"))
+    assert str(run.parent) not in text
+    card = huggingface_hub.ModelCard.load(shared / "README.md")
+    assert card.data.license == "cc-by-4.0"
+    assert "# Digits" in card.text
+    assert "| bbox AP | 12.35 |" in card.text or "| bbox AP | 12.34 |" in card.text
+    assert "AP-3" not in card.text
+
+    photo = run.parent / "digits" / "val" / "00001.png"
+    before, after = (load(source)(photo, threshold=0.0) for source in (run, shared))
+    assert len(before) > 0
+    np.testing.assert_array_equal(before.boxes, after.boxes)
+    np.testing.assert_array_equal(before.masks, after.masks)
+
+    write_evaluation(run, 8)  # of another checkpoint: no figures
+    assert main(["export", str(run), str(tmp_path / "other"), *arguments]) == 0
+    assert "12.3" not in (tmp_path / "other" / "README.md").read_text()
+
+
+def test_a_folder_that_holds_something_is_left_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main(["export", str(run), str(tmp_path), "--format", "hub"]) == 2
+    assert "is not an empty folder" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_push_and_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a hub that writes down what it is asked."""
+    with pytest.raises(UserError, match=r"lacks model\.safetensors, config\.yaml"):
+        push(tmp_path, "me/digits")
+    for name in ("model.safetensors", "config.yaml", "README.md"):
+        (tmp_path / name).touch()
+    asked = []
+
+    class Stub:
+        def create_repo(self, name: str, **options: object) -> None:
+            asked.append((name, options))
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path) -> str:
+            asked.append((repo_id, {p.name for p in folder_path.iterdir()}))
+            return f"hub/{repo_id}"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Stub)
+    assert push(tmp_path, "me/digits") == "hub/me/digits"
+    assert asked[0] == ("me/digits", {"private": True, "exist_ok": True})
+    assert asked[1] == ("me/digits", {"model.safetensors", "config.yaml", "README.md"})
+
+
+def test_load_from_the_hub(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(name: str, *, revision: str | None) -> str:
+        assert (name, revision) == ("me/digits", "v1")
+        return str(run)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert load("hf:me/digits@v1").class_names == list("0123456789")
+    monkeypatch.undo()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="hf:me/nothing-like-this"):
+        load("hf:me/nothing-like-this")

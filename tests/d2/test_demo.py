@@ -1,0 +1,52 @@
+"""The page to try a model, as a visitor uses it."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from comer_d2 import load
+from comer_d2.d2.demo import build_demo, example_images, table_of, tasks_of
+from tests.browser import open_page
+from tests.d2.untrained import DETECTOR, PANOPTIC, write_digits, write_run
+
+
+@pytest.mark.slow
+def test_a_photo_is_dropped_and_the_threshold_moved(tmp_path: Path) -> None:
+    model = load(write_run(tmp_path / "run", write_digits(tmp_path), DETECTOR))
+    examples = example_images(model)
+    assert len(examples) == 3
+    page = build_demo(model, "my model", examples)
+    folder = str(examples[0].parent)
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, allowed_paths=[folder])
+    try:
+        with open_page(url, width=390, height=844) as view:
+            view.get_by_role("heading", name="my model").wait_for()
+            view.get_by_role("spinbutton").fill("0")
+            view.locator("input[type=file]").first.set_input_files(examples[0])
+            view.get_by_text("s on cpu for 128 x 128 pixels").wait_for()
+            cells = view.get_by_role("gridcell")
+            cells.first.wait_for()
+            link = view.locator("a[download='found.png']").first
+            picture = view.request.get(link.get_attribute("href")).body()
+            assert Image.open(io.BytesIO(picture)).size == (512, 512)
+            assert view.evaluate("document.documentElement.scrollWidth") <= 390
+            view.get_by_role("spinbutton").fill("1")
+            view.get_by_role("button", name="Find").click()
+            view.wait_for_function("document.querySelectorAll('[role=gridcell]').length <= 3")
+    finally:
+        page.close()
+
+
+def test_tables_of_every_task(tmp_path: Path) -> None:
+    model = load(write_run(tmp_path / "run", write_digits(tmp_path), PANOPTIC))
+    assert tasks_of(model) == ["panoptic", "instance", "semantic"]
+    result = model(tmp_path / "digits" / "val" / "00001.png", threshold=0.0)
+    for task in tasks_of(model):
+        rows = table_of(result, task)
+        assert json.dumps(rows)
+        names = {name for name, _, _ in rows}
+        assert names <= set(model.class_names)
+    assert sum(pixels for _, _, pixels in table_of(result, "semantic")) == 128 * 128
