@@ -72,6 +72,8 @@ EXTRAS = {
     "quickstart": QUICKSTART,
     "supervision": SUPERVISION,
     "video": VIDEO,
+    "wandb": ["wandb"],
+    "mlflow": ["mlflow"],
     "demo": DEMO,
     "docs": DOCS,
     "test": [

@@ -78,7 +78,8 @@ class Predictor:
         self.dtype = getattr(torch, dtype)
         self.model = instantiate(cfg.model).to(self.device).eval()
         refuse_to_cut(self.model)
-        load_checkpoint(self.model, os.fspath(checkpoint), complete=True)
+        average = bool(OmegaConf.select(cfg, "train.ema.enabled"))
+        load_checkpoint(self.model, os.fspath(checkpoint), complete=True, average=average)
         self.views: GeneralizedRCNNWithTTA | None = None
         if flip or tuple(scales) != (1.0,):
             self._augment(scales, flip)

@@ -16,6 +16,7 @@ AdamW.params = L(get_param_groups)(
     lr_decay_rate=1.0,
     no_decay=["pos_embed", "prefix_tokens"],
     backbone_lr_factor=1.0,
+    vit_lr_factor=1.0,
 )
 
 # Mask2Former's recipe: its decoder's embeddings are not decayed either.

@@ -8,6 +8,17 @@ from detectron2 import model_zoo
 
 train = model_zoo.get_config("common/train.py").train
 
+# Length of the run in passes over the training images: then max_iter follows from their number and the
+# batch, eval_period and checkpointer.period keep their shares of it, and a warm-up of so many
+# iterations is at most a twentieth of it. null: max_iter counts. Of the two, the command line's counts;
+# there, only one may be given.
+train.epochs = None
+
+# The images per update (total_batch_size * accumulation_steps) that optimizer.lr is for. With another
+# number the rate is multiplied by the root of their ratio, as fits AdamW; optimizer.lr on the command
+# line is taken as it is. null: so is the config's.
+train.lr_batch_size = None
+
 # Mixed precision (train.amp.enabled): "bfloat16", or "float16" with loss scaling.
 train.amp.dtype = "bfloat16"
 
@@ -23,6 +34,23 @@ train.accumulation_steps = 1
 
 # The checkpoint that evaluated best is kept as model_best.pth; mode is "max" or "min".
 train.best_checkpointer = dict(metric="bbox/AP", mode="max")
+
+# A moving average of the weights (Polyak averaging) beside them: it is what is evaluated, kept as
+# model_best.pth, and what `comer-d2 predict` and --eval-only take from this run's checkpoints. Its decay
+# grows from 0 to this one. The authors' recipes have none.
+train.ema = dict(enabled=False, decay=0.9998)
+
+# Ends the run after so many evaluations in a row (patience; null: never) that are not better than the best
+# by min_delta.
+train.early_stopping = dict(
+    patience=None,
+    metric="${..best_checkpointer.metric}",
+    mode="${..best_checkpointer.mode}",
+    min_delta=0.0,
+)
+
+# Beside the terminal and metrics.json: "tensorboard", "csv", "wandb", "mlflow", any of them.
+train.loggers = ["tensorboard"]
 
 # What init_checkpoint can be, and how it loads: docs/PRETRAINED.md. For a pretrained ViT whose tensor
 # names fit several families, which one it is: "clip-quickgelu".

@@ -5,23 +5,13 @@ python3 train_net.py --config-file configs/custom/mask2former_comer_s_instance.p
     dataset.val_json=val.json dataset.val_images=val/
 """
 
-from ..COCO.instance.mask2former_comer_s import dataloader as _coco
 from ..COCO.instance.mask2former_comer_s import model, optimizer, train
 from ..common.data.coco_custom import dataloader, dataset
 from ..common.schedule import poly
+from ..common.small_data import small_data
 
 model.sem_seg_head.predictor.num_classes = "${dataset.num_classes}"
-for _split in ("train", "test"):
-    dataloader[_split].mapper = _coco[_split].mapper
 dataloader.train.aspect_ratio_grouping = False
 
-# One GPU of 24 GB. 1e-4 is for batch 16; AdamW's rate goes with the root: sqrt(4/16).
-dataloader.train.total_batch_size = 4
-optimizer.lr = 5e-5
-
-# 20,000 iterations of 4 are 40 epochs of 2,000 images; the schedule follows train.max_iter.
-train.output_dir = "output/custom_instance"
-train.max_iter = 20_000
-train.eval_period = train.checkpointer.period = 2_000
-train.checkpointer.max_to_keep = 2
+small_data(dataloader, optimizer, train, output_dir="output/custom_instance")
 lr_multiplier = poly(power=0.9, warmup_iters=500)

@@ -1,7 +1,7 @@
 """Runs train_net.py's main under torchrun, then compares the processes' weights. Not a test itself.
 
-Prints "weights agree" in the first process when all trained parameters and all buffers of the
-model are the same, bit for bit, in every process, and differ from their initial values.
+Prints "weights agree" in the first process when all trained parameters, and their moving average where
+there is one, are the same, bit for bit, in every process, and differ from their initial values.
 """
 
 import sys
@@ -11,15 +11,18 @@ import torch.distributed as dist
 
 from comer_d2.d2.cli import main
 from comer_d2.d2.engine import launch, run
+from comer_d2.d2.engine.average import WeightAverage
 from comer_d2.d2.engine.trainer import Trainer
 
 trainers: list[Trainer] = []
+averages: list[WeightAverage | None] = []
 _build_trainer = run.build_trainer
 
 
 def _remembering(*args, **kwargs):
     result = _build_trainer(*args, **kwargs)
     trainers.append(result[0])
+    averages.append(result[2].average)
     _initial.append(_flat(result[0].bare_model))
     return result
 
@@ -34,11 +37,12 @@ run.build_trainer = _remembering
 launch.dist.destroy_process_group = lambda: None
 
 code = main(sys.argv[1:])
-own = _flat(trainers[0].bare_model)
-all_weights = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-dist.all_gather(all_weights, own)
-assert all(torch.equal(other, own) for other in all_weights)
-assert not torch.equal(own, _initial[0])
+for model in [trainers[0].bare_model, *(average.model for average in averages if average)]:
+    own = _flat(model)
+    all_weights = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(all_weights, own)
+    assert all(torch.equal(other, own) for other in all_weights)
+    assert not torch.equal(own, _initial[0])
 if dist.get_rank() == 0:
     print(f"weights agree among {len(all_weights)}", flush=True)
 sys.exit(code)

@@ -227,7 +227,7 @@ def test_processes_of_torchrun_hold_the_same_weights(tiny_coco: Path, tmp_path: 
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--standalone", str(ROOT / "tests/d2/rank_agreement.py")]
     command += ["--config-file", TINY, f"train.output_dir={tmp_path / 'output'}"]
-    command += ["train.max_iter=3", "train.accumulation_steps=2"]
+    command += ["train.max_iter=3", "train.accumulation_steps=2", "train.ema.enabled=true"]
     done = subprocess.run(
         command,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -1,13 +1,15 @@
 """UPerNet on a tiny ViT-CoMer and label maps in folders; a config for tests."""
 
+import detectron2.data.transforms as T
 from detectron2 import model_zoo
+from detectron2.config import LazyCall as L
 
 from ...configs.common.data.semantic_custom import dataloader, dataset
 from ...configs.common.models.upernet_comer import model
 from ...configs.common.optim import AdamW as optimizer
 from ...configs.common.train import train
 
-dataloader.train.mapper.augmentations = [dataloader.train.mapper.augmentations[3]]
+dataloader.train.mapper.augmentations = [L(T.RandomFlip)(horizontal=True)]
 dataloader.test.mapper.augmentations = []
 dataloader.train.total_batch_size = 2
 dataloader.train.num_workers = dataloader.test.num_workers = 0

@@ -173,6 +173,11 @@ class TrainLoader:
             **kwargs,
         )
 
+    @property
+    def num_images(self) -> int:
+        """How many images there are, each of them once an epoch."""
+        return len(self._dataset)
+
     def seek(self, batches: int) -> None:
         """The next iteration starts after this many batches (of each process)."""
         self._stream.start = batches

@@ -22,6 +22,8 @@ from .output_folder import describe
 
 logger = logging.getLogger(__name__)
 
+AVERAGE = "ema"  # where a checkpoint of a run has the moving average of its weights
+
 
 def write_json(path: str, value: Any) -> None:
     """Write a JSON file, whole or not at all."""
@@ -150,6 +152,7 @@ def load_checkpoint(
     family: str | None = None,
     allow: Sequence[str] = (),
     sha256: str | None = None,
+    average: bool | None = False,
 ) -> dict[str, Any]:
     """Load weights of any supported kind into a model, and log what became of every tensor.
 
@@ -160,6 +163,8 @@ def load_checkpoint(
         family: of a pretrained ViT, where its names do not tell.
         allow: shell patterns of names that may differ.
         sha256: hexadecimal SHA-256 that the file must have.
+        average: whether to take the moving average that a run with `train.ema` keeps beside the weights,
+            where there is one; None: not, and the caller looks after it.
 
     Returns:
         What the file holds besides the weights.
@@ -173,9 +178,13 @@ def load_checkpoint(
         rest = read_checkpoint(source, sha256)
         weights, sha256 = rest.pop("model"), None
         for name in averages_beside(rest):
-            logger.info(
-                "'%s' also holds '%s', a moving average of the weights: not used", source, name
-            )
+            if average and name == AVERAGE:
+                weights = rest.pop(name)
+                logger.info("'%s': its moving average of the weights is used", source)
+            elif average is not None:
+                logger.info(
+                    "'%s' also holds '%s', a moving average of the weights: not used", source, name
+                )
     try:
         report = load_weights(
             model,

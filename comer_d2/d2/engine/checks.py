@@ -16,6 +16,7 @@ from ..data.custom import check_dataset, register_dataset
 from ..data.kind import CheckedDataset
 from ..errors import UserError
 from .checkpoint import CheckpointFolder
+from .loggers import check_loggers
 
 # Heads with a count of their own: semantic classes, a classifier on the backbone.
 _OTHER_CLASSES = {"backbone", "sem_seg_head"}
@@ -42,6 +43,11 @@ def check_ready(cfg: DictConfig, *, eval_only: bool, resume: bool) -> CheckedDat
         for split in ("test",) if eval_only else ("train", "test"):
             missing = (_missing_dataset(name, split) for name in dataset_names(cfg, split))
             problems += [problem for problem in missing if problem and problem not in problems]
+    if not eval_only:
+        try:
+            check_loggers(cfg.train.loggers)
+        except UserError as e:
+            problems.append(str(e))
     last = CheckpointFolder(cfg.train.output_dir).last()
     init = init_checkpoints(cfg)
     if eval_only and not init and not (resume and last):

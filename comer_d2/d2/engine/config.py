@@ -10,20 +10,30 @@ from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ..errors import UserError
-from .overrides import apply_overrides
+from .overrides import apply_overrides, override_keys
 from .yaml_config import check_targets, read_yaml
 
 SECTIONS = ("dataloader", "model", "train", "optimizer", "lr_multiplier")
 
 # For configs written for Detectron2's own script; configs/common/train.py explains each.
 TRAIN_DEFAULTS = {
+    "epochs": None,
+    "lr_batch_size": None,
     "amp": {"enabled": False, "dtype": "bfloat16"},
     "clip_grad": {"max_norm": None, "norm_type": 2.0},
     "accumulation_steps": 1,
     "best_checkpointer": {"metric": "bbox/AP", "mode": "max"},
+    "ema": {"enabled": False, "decay": 0.9998},
+    "early_stopping": {
+        "patience": None,
+        "metric": "${..best_checkpointer.metric}",
+        "mode": "${..best_checkpointer.mode}",
+        "min_delta": 0.0,
+    },
     "init_family": None,
     "init_allow": [],
     "init_sha256": None,
+    "loggers": ["tensorboard"],
     "seed": -1,
     "cudnn_benchmark": False,
     "float32_precision": "",
@@ -74,10 +84,21 @@ def load_config(
     cfg.train = OmegaConf.merge(defaults, cfg.train)
     apply_overrides(cfg, overrides)
     _check_groups(cfg)
+    _settle_contradictions(cfg.train, override_keys(overrides))
     if is_yaml and overrides:
         check_targets(cfg, config_file, allow_targets)
     _check_train(cfg.train)
     return cfg
+
+
+def _settle_contradictions(train: DictConfig, given: set[str]) -> None:
+    """The command line's length and learning rate replace those that the config derives."""
+    if {"train.epochs", "train.max_iter"} <= given and train.epochs is not None:
+        raise UserError("train.epochs and train.max_iter both say how long the run is; give one")
+    if "train.max_iter" in given:
+        train.epochs = None
+    if "optimizer.lr" in given and "train.lr_batch_size" not in given:
+        train.lr_batch_size = None
 
 
 def settle_device(train: DictConfig) -> bool:
@@ -113,6 +134,19 @@ def _check_train(train: DictConfig) -> None:
         raise UserError(
             f"train.best_checkpointer.mode={train.best_checkpointer.mode!r}: max or min"
         )
+    for key in ("epochs", "lr_batch_size"):
+        value = train[key]
+        if value is not None and (isinstance(value, bool) or not value > 0):
+            raise UserError(f"train.{key}={value!r} must be positive, or null")
+    if not 0 < train.ema.decay < 1:
+        raise UserError(f"train.ema.decay={train.ema.decay!r} must be between 0 and 1")
+    patience = train.early_stopping.patience
+    if patience is not None and (not isinstance(patience, int) or patience < 1):
+        raise UserError(
+            f"train.early_stopping.patience={patience!r} must be a whole number of at least 1, or null"
+        )
+    if patience is not None and train.early_stopping.metric is None:
+        raise UserError("train.early_stopping.patience needs train.early_stopping.metric")
     counts = ["max_iter", "log_period", "accumulation_steps"]
     counts += [f"checkpointer.{key}" for key in train.get("checkpointer", ())]
     for key in counts:

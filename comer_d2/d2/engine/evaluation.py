@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from detectron2.utils.events import has_event_storage
 from omegaconf import DictConfig
 from torch import nn
 
+from ..visualization.predictions import PredictionPictures
 from .checkpoint import write_json
-from .checks import build
+from .checks import build, dataset_names
 from .interrupt import InterruptFlag
+from .loggers import SHOW_PICTURES
+
+logger = logging.getLogger(__name__)
 
 
 class EvaluationStopped(Exception):
@@ -50,11 +57,27 @@ def evaluate(
         if interrupt and interrupt.signum and comm.get_world_size() == 1:
             raise EvaluationStopped
 
+    evaluators = build(cfg, "dataloader.evaluator")
+    evaluators = list(evaluators) if isinstance(evaluators, Sequence) else [evaluators]
+    names = dataset_names(cfg, "test")
+    shown = names and has_event_storage() and SHOW_PICTURES & set(cfg.train.loggers)
+    if shown and comm.is_main_process():
+        evaluators.append(PredictionPictures(names[0]))
+    start, predicted = time.perf_counter(), []
     results = inference_on_dataset(
         model,
         loader,
-        build(cfg, "dataloader.evaluator"),
-        callbacks={"before_inference": stop_if_asked},
+        evaluators,
+        callbacks={
+            "before_inference": stop_if_asked,
+            "on_end": lambda: predicted.append(time.perf_counter()),
+        },
+    )
+    logger.info(
+        "Evaluation: %.1f s to predict %d batches, %.1f s to measure",
+        predicted[0] - start,
+        len(loader),
+        time.perf_counter() - predicted[0],
     )
     if not comm.is_main_process():
         return {}

@@ -12,8 +12,10 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
 from ..data.random_state import get_random_state, preserved_random_state
+from .average import WeightAverage
 from .best_model import BestModel
-from .checkpoint import CheckpointFolder
+from .checkpoint import AVERAGE, CheckpointFolder
+from .early_stopping import EarlyStopping
 from .evaluation import EvaluationStopped
 from .progress import EVALUATED
 
@@ -29,11 +31,15 @@ class Checkpoints(HookBase):
     Args:
         folder: where to.
         period: iterations between checkpoints.
+        average: of the weights, if the run keeps one; saved too.
     """
 
-    def __init__(self, folder: CheckpointFolder, period: int) -> None:
+    def __init__(
+        self, folder: CheckpointFolder, period: int, average: WeightAverage | None = None
+    ) -> None:
         self._folder = folder
         self._period = period
+        self._average = average
         self._written_after = -1  # iteration
         self.last_written = ""  # path
 
@@ -48,7 +54,11 @@ class Checkpoints(HookBase):
             self._write(f"model_{self.trainer.iter:07d}")
 
     def after_train(self) -> None:
-        if self.trainer.interrupted_by and self._written_after != self.trainer.iter:
+        if self.trainer.iter < self.trainer.start_iter:
+            return
+        if self.trainer.ended_early:
+            self._write("model_final")
+        elif self.trainer.interrupted_by and self._written_after != self.trainer.iter:
             self._write(f"model_{self.trainer.iter:07d}")
 
     def _write(self, name: str) -> None:
@@ -62,6 +72,8 @@ class Checkpoints(HookBase):
                 "iteration": self.trainer.iter,
                 "random": random_states,
             }
+            if self._average:
+                state[AVERAGE] = self._average.model.state_dict()
             if hasattr(self.trainer.data_loader, "state_dict"):
                 state["data"] = self.trainer.data_loader.state_dict()
             self.last_written = self._folder.write(name, state)
@@ -89,6 +101,8 @@ class Evaluation(HookBase):
         evaluate: takes the iteration's number, returns Detectron2's results (task -> metric -> value).
         max_iter: iterations of the run.
         best: keeps the best model; None: none is kept.
+        average: of the weights, if the run keeps one: it is what `evaluate` measures, and the best model.
+        early_stopping: ends the run; None: never.
     """
 
     def __init__(
@@ -97,11 +111,15 @@ class Evaluation(HookBase):
         evaluate: Callable[[int], dict[str, Any]],
         max_iter: int,
         best: BestModel | None,
+        average: WeightAverage | None = None,
+        early_stopping: EarlyStopping | None = None,
     ) -> None:
         self._period = period
         self._evaluate = evaluate
         self._max_iter = max_iter
         self._best = best
+        self.average = average
+        self.early_stopping = early_stopping
         self.unfinished = False  # the one that was due at the iteration before the first
         self.results: dict[str, Any] = {}  # the latest, in the main process
         self.finished = False  # the one after the last iteration was done, in all processes
@@ -121,6 +139,7 @@ class Evaluation(HookBase):
         elif last + 1 >= self._max_iter:
             logger.info("All %d iterations are done already: evaluating", self._max_iter)
             self._run(last, counts=False)
+        self._end_if_due()
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -128,6 +147,26 @@ class Evaluation(HookBase):
             self.trainer.interrupted_by and done != self._max_iter
         ):
             self._run(self.trainer.iter)
+            self._end_if_due()
+
+    def _observe(self, early_stopping: EarlyStopping, values: dict[str, float]) -> None:
+        if early_stopping.metric in values:
+            early_stopping.observe([values[early_stopping.metric]])
+        else:
+            logger.warning(
+                "No early stopping: train.early_stopping.metric=%s is not among the results (%s)",
+                early_stopping.metric,
+                ", ".join(values),
+            )
+
+    def _end_if_due(self) -> None:
+        """Only the main process knows results; all have to end together."""
+        if self.early_stopping is None:
+            return
+        due = comm.all_gather(self.early_stopping.is_due)[0]
+        if due and self.trainer.iter + 1 < self._max_iter:
+            logger.info("The run ends here: %s", self.early_stopping)
+            self.trainer.ended_early = self.finished = True
 
     def _run(self, iteration: int, counts: bool = True) -> None:
         start = time.perf_counter()
@@ -142,7 +181,10 @@ class Evaluation(HookBase):
         if comm.is_main_process() and self.results and counts:
             values = flatten_results_dict(self.results)
             if self._best:
-                self._best.keep(values, self.trainer.bare_model, iteration)
+                model = self.average.model if self.average else self.trainer.bare_model
+                self._best.keep(values, model, iteration)
+            if self.early_stopping:
+                self._observe(self.early_stopping, values)
             # Last, as it is what says that the evaluation counts.
             values[EVALUATED] = time.perf_counter() - start
             self.trainer.storage.put_scalars(**values, smoothing_hint=False, cur_iter=iteration)

@@ -20,6 +20,7 @@ def get_param_groups(
     lr_decay_rate: float = 1.0,
     no_decay: Sequence[str] = ("pos_embed", "prefix_tokens"),
     backbone_lr_factor: float = 1.0,
+    vit_lr_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Sorts a detector's parameters into optimizer groups.
 
@@ -46,6 +47,8 @@ def get_param_groups(
         lr_decay_rate: ratio of the learning rates of two consecutive blocks, in (0, 1]; 1 for none.
         no_decay: parts of names, between dots, of parameters that are not decayed: "pos_embed", or
             "predictor.level_embed" for the weight of that module.
+        vit_lr_factor: of the ViT alone, position table and embedding included, next to the layer decay;
+            0 freezes it: its parameters need no gradients and are in no group.
         backbone_lr_factor: of everything under ``backbone``, next to the other rules; a tenth where
             a DETR stands on a pretrained hierarchical network.
 
@@ -73,8 +76,17 @@ def get_param_groups(
             f"{len(stages)} stages ({stages[0]}, ...): it is for plain ViTs. Set it to 1; "
             "backbone_lr_factor slows down the whole backbone"
         )
+    if vit_lr_factor < 0 or (vit_lr_factor != 1 and len(stages) != 1):
+        raise ValueError(
+            f"vit_lr_factor is {vit_lr_factor}: it must be 0 or more, and is for models with one plain ViT "
+            f"under backbone; {type(model).__name__} has {len(stages)}"
+        )
+    vit = f"{stages[0]}." if stages else None
     groups = []
     for name, parameter in model.named_parameters():
+        of_vit = vit is not None and name.startswith(vit)
+        if of_vit and vit_lr_factor == 0:
+            parameter.requires_grad_(False)
         if not parameter.requires_grad:
             continue
         decayed = parameter.ndim > 1 and not any(f".{part}." in f".{name}." for part in no_decay)
@@ -84,7 +96,8 @@ def get_param_groups(
                 "params": [parameter],
                 "lr": base_lr
                 * get_vit_lr_decay_rate(layer, lr_decay_rate, num_layers)
-                * (backbone_lr_factor if name.startswith("backbone.") else 1.0),
+                * (backbone_lr_factor if name.startswith("backbone.") else 1.0)
+                * (vit_lr_factor if of_vit else 1.0),
                 "weight_decay": weight_decay if decayed else 0.0,
             }
         )

@@ -48,6 +48,11 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
+def override_keys(overrides: Sequence[str]) -> set[str]:
+    """The full names of the keys that ``key=value`` strings change."""
+    return {_parse(override)[0] for override in overrides}
+
+
 def _parse(override: str) -> tuple[str, Any, bool]:
     """Split ``key=value`` into the key, the typed value, and whether it began with ``+``."""
     if "=" not in override:

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: terminal, metrics.json, TensorBoard."""
+"""What a run tells while it trains: terminal, metrics.json, and other loggers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,11 +16,11 @@ from detectron2.utils.events import (
     EventStorage,
     EventWriter,
     JSONWriter,
-    TensorboardXWriter,
     get_event_storage,
 )
 
 from ...weights.files import write_atomically
+from .loggers import make_loggers
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,9 @@ EVALUATED = "evaluation_seconds"
 
 # Losses and times are shown as the median of this many iterations, as in Detectron2.
 WINDOW = 20
+
+# Seconds from which a run is one that a person wants to know how to shorten.
+HOURS = 2 * 3600
 
 # Of the machine, not of the training; not measured in the first iterations after a start either.
 _SPEEDS = {"time", "images_per_second", "eta_seconds"}
@@ -42,6 +46,37 @@ class Throughput(HookBase):
         if iteration == self.trainer.iter:  # the timer leaves out the first iterations
             storage.put_scalar("images_per_second", self.trainer.images_per_step / seconds)
         storage.put_scalar("max_mem_mb", peak_memory_mb(self.trainer.device_type))
+
+
+class Forecast(HookBase):
+    """Says after ten iterations how long the run is going to take, and what makes it shorter if that is hours.
+
+    Args:
+        device: to name.
+        shorter: what could be changed.
+    """
+
+    AFTER = 10  # iterations
+
+    def __init__(self, device: str, shorter: str) -> None:
+        self._device = device
+        self._shorter = shorter
+
+    def after_step(self) -> None:
+        trainer = self.trainer
+        if (
+            trainer.iter + 1 - trainer.start_iter != self.AFTER
+            or "time" not in trainer.storage.latest()
+        ):
+            return
+        seconds = trainer.storage.history("time").median(self.AFTER)
+        left = seconds * (trainer.max_iter - trainer.iter - 1)
+        text = (
+            f"{trainer.max_iter - trainer.iter - 1} more iterations of {seconds:.2f} s are "
+            f"{datetime.timedelta(seconds=round(left))} on this {self._device}; evaluations come on top"
+        )
+        hint = f". To make it shorter: {self._shorter}" if left > HOURS else ""
+        logger.info("%s%s", text, hint)
 
 
 def peak_memory_mb(device_type: str) -> float:
@@ -132,6 +167,7 @@ class Writers(hooks.PeriodicWriter):
         for writer in self._writers:
             if not isinstance(writer, ProgressPrinter):
                 writer.write()
+        self.trainer.storage.clear_images()  # all have seen them
 
 
 class RecentMetrics(HookBase):
@@ -170,6 +206,8 @@ class RecentMetrics(HookBase):
             for name, (value, iteration) in storage.latest().items()
             if not hints[name] and iteration == self.trainer.iter and name not in _SPEEDS
         }
+        if EVALUATED in latest:  # the run ended early: this iteration's line is complete
+            latest = {}
         return {"windows": windows, "latest": latest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -197,6 +235,10 @@ class MetricsFile:
         """Whether there is a line of an iteration, with a value of this name."""
         return any(r and r["iteration"] == iteration and key in r for r in self._records)
 
+    def values(self, name: str) -> list[float]:
+        """All values of one name, in the order of the lines."""
+        return [r[name] for r in self._records if r and name in r]
+
     def forget_from(self, iteration: int) -> None:
         """Drop the lines that the run is going to write again, and any that are no records."""
         unreadable = self._records.count(None)
@@ -220,10 +262,12 @@ def _parse(line: str) -> dict[str, Any] | None:
     return record if ok and line.endswith("\n") else None
 
 
-def writers(output_dir: str, start_iter: int, max_iter: int) -> list[EventWriter]:
-    """The three places where a run tells how it goes: terminal, metrics.json, TensorBoard."""
+def writers(
+    output_dir: str, start_iter: int, max_iter: int, loggers: Sequence[str]
+) -> list[EventWriter]:
+    """The places where a run tells how it goes: terminal, metrics.json, and `train.loggers`."""
     return [
         ProgressPrinter(max_iter),
         JSONWriter(os.path.join(output_dir, "metrics.json"), WINDOW),
-        TensorboardXWriter(output_dir, WINDOW, purge_step=start_iter or None),
+        *make_loggers(loggers, output_dir, WINDOW, start_iter),
     ]

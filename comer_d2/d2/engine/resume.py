@@ -9,19 +9,23 @@ from detectron2.utils import comm
 
 from ..data.random_state import set_random_state
 from ..errors import UserError
-from .checkpoint import CheckpointFolder, load_checkpoint
+from .average import WeightAverage
+from .checkpoint import AVERAGE, CheckpointFolder, load_checkpoint
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 
-def resume(trainer: Trainer, folder: CheckpointFolder, path: str) -> int:
+def resume(
+    trainer: Trainer, folder: CheckpointFolder, path: str, average: WeightAverage | None = None
+) -> int:
     """Bring a trainer to where a checkpoint was written.
 
     Args:
         trainer: with all hooks registered.
         folder: of the run.
         path: the checkpoint.
+        average: of the weights, if the run keeps one.
 
     Returns:
         The iteration to go on with.
@@ -31,7 +35,9 @@ def resume(trainer: Trainer, folder: CheckpointFolder, path: str) -> int:
             can be read is named.
     """
     try:
-        state = load_checkpoint(trainer.bare_model, path, complete=True)
+        state = load_checkpoint(trainer.bare_model, path, complete=True, average=None)
+        if average:
+            average.restore(state.get(AVERAGE), trainer.bare_model)
         return _restore(trainer, state)
     except UserError as e:
         older = folder.newest_readable(but=path)

@@ -8,6 +8,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -26,15 +27,19 @@ from ..data.custom import log_dataset, register_dataset
 from ..data.kind import CheckedDataset
 from ..errors import Interrupted, TrainingError, UserError
 from ..modeling.images import refuse_to_cut
+from .average import WeightAverage
 from .best_model import BestModel
 from .checkpoint import CheckpointFolder, load_checkpoint
 from .checks import build, check_classes, init_checkpoints
 from .config import load_config, settle_device
+from .derived import derive, ways_to_shorten
+from .early_stopping import EarlyStopping
 from .evaluation import evaluate
 from .hooks import Checkpoints, Evaluation
 from .interrupt import InterruptFlag
 from .output_folder import describe, locked, make_writable, remove_half_written
-from .progress import EVALUATED, MetricsFile, RecentMetrics, Throughput, Writers, writers
+from .overrides import override_keys
+from .progress import EVALUATED, Forecast, MetricsFile, RecentMetrics, Throughput, Writers, writers
 from .resume import resume
 from .trainer import Trainer
 from .yaml_config import check_targets, read_yaml
@@ -76,7 +81,9 @@ def run(
             set_up(cfg, args)
             if main:
                 log_dataset(cfg, dataset)
-            return evaluate_only(cfg, args.resume) if args.eval_only else train(cfg, args.resume)
+            if args.eval_only:
+                return evaluate_only(cfg, args.resume)
+            return train(cfg, args.resume, given=override_keys(args.opts))
     except FileNotFoundError as e:  # an image, most likely; from a loading process, in a long text
         raise UserError(f"file not found: {str(e).strip().splitlines()[-1]}") from e
     except OSError as e:
@@ -91,10 +98,7 @@ def run(
 
 
 def set_up(cfg: DictConfig, args: argparse.Namespace) -> None:
-    """What Detectron2's `default_setup` does: logs, seeds, precision; a training saves its config.
-
-    An evaluation does not: it may be in a training's folder.
-    """
+    """What Detectron2's `default_setup` does: logs, seeds, precision."""
     folder, rank = cfg.train.output_dir, comm.get_rank()
     for name, short in (("fvcore", "fvcore"), ("detectron2", "d2"), ("comer_d2", "comer")):
         setup_logger(folder, distributed_rank=rank, name=name, abbrev_name=short)
@@ -102,11 +106,6 @@ def set_up(cfg: DictConfig, args: argparse.Namespace) -> None:
         "Process %d of %d; environment:\n%s", rank, comm.get_world_size(), collect_env_info()
     )
     logger.info("Command line: %s", args)
-    if comm.is_main_process() and not args.eval_only:
-        # Before the optimizer's config is given the model.
-        LazyConfig.save(cfg, os.path.join(folder, "config.yaml"))
-        logger.info("Config saved to %s", os.path.join(folder, "config.yaml"))
-        _say_if_not_allowed(os.path.join(folder, "config.yaml"))
     seed_all_rng(None if cfg.train.seed < 0 else cfg.train.seed + rank)
     torch.backends.cudnn.benchmark = cfg.train.cudnn_benchmark and not args.eval_only
     if cfg.train.float32_precision:
@@ -114,8 +113,11 @@ def set_up(cfg: DictConfig, args: argparse.Namespace) -> None:
         torch.backends.cudnn.allow_tf32 = cfg.train.float32_precision != "highest"
 
 
-def _say_if_not_allowed(path: str) -> None:
-    """Predictions load what was saved; now is the time to say that they will need a flag."""
+def save_config(cfg: DictConfig) -> None:
+    """Write config.yaml; predictions load it, and now is the time to say that they will need a flag."""
+    path = os.path.join(cfg.train.output_dir, "config.yaml")
+    LazyConfig.save(cfg, path)
+    logger.info("Config saved to %s", path)
     try:
         check_targets(read_yaml(path), path)
     except UserError as e:
@@ -133,14 +135,19 @@ def evaluate_only(cfg: DictConfig, resume_last: bool = False) -> dict[str, Any]:
     check_classes(cfg, "test")
     model = build_model(cfg)
     if path:
-        state = load_checkpoint(model, path, complete=True)
+        state = load_checkpoint(model, path, complete=True, average=cfg.train.ema.enabled)
     else:
         state = initialize(cfg, model, complete=True)
     return evaluate(cfg, model, loader, state.get("iteration"))
 
 
-def train(cfg: DictConfig, resume_run: bool = False) -> dict[str, Any]:
+def train(cfg: DictConfig, resume_run: bool = False, given: Collection[str] = ()) -> dict[str, Any]:
     """Train from train.init_checkpoint, from nothing, or from where a run stopped.
+
+    Args:
+        cfg: the config; what `derive` computes is filled in.
+        resume_run: go on from the last checkpoint, if there is one.
+        given: keys of the command line.
 
     Raises:
         UserError: a checkpoint does not fit, or training cannot go on.
@@ -151,10 +158,17 @@ def train(cfg: DictConfig, resume_run: bool = False) -> dict[str, Any]:
     if comm.is_main_process():
         remove_half_written(cfg.train.output_dir)
     with InterruptFlag() as interrupt:
-        trainer, checkpoints, evaluation = build_trainer(cfg, folder, interrupt, resumes=bool(last))
+        loader = build(cfg, "dataloader.train")
+        for note in derive(cfg, loader, given):
+            logger.info("%s", note)
+        if comm.is_main_process():
+            save_config(cfg)  # before the optimizer's part is given the model
+        trainer, checkpoints, evaluation = build_trainer(
+            cfg, loader, folder, interrupt, resumes=bool(last)
+        )
         start = 0
         if last:
-            start = resume(trainer, folder, last)
+            start = resume(trainer, folder, last, evaluation.average)
             checkpoints.last_written = last
             logger.info("Going on after %d iterations, from %s", start, last)
         elif cfg.train.init_checkpoint:
@@ -177,8 +191,12 @@ def record_metrics(cfg: DictConfig, trainer: Trainer, evaluation: Evaluation, st
         last = start - 1
         evaluation.unfinished = evaluation.is_due(last) and not metrics.has(last, EVALUATED)
         metrics.forget_from(last if evaluation.unfinished else start)
-        if start < cfg.train.max_iter or evaluation.unfinished:
-            events = writers(cfg.train.output_dir, start, cfg.train.max_iter)
+        stopping = evaluation.early_stopping
+        if stopping:
+            stopping.observe(metrics.values(stopping.metric))
+        ended = start >= cfg.train.max_iter or (stopping is not None and stopping.is_due)
+        if not ended or evaluation.unfinished:
+            events = writers(cfg.train.output_dir, start, cfg.train.max_iter, cfg.train.loggers)
             lacks_line = not metrics.has(last)
             trainer.register_hooks([Writers(events, cfg.train.log_period, lacks_line)])
     evaluation.unfinished = comm.all_gather(evaluation.unfinished)[0]
@@ -194,10 +212,14 @@ def build_model(cfg: DictConfig) -> nn.Module:
 
 
 def build_trainer(
-    cfg: DictConfig, folder: CheckpointFolder, interrupt: InterruptFlag, *, resumes: bool
+    cfg: DictConfig,
+    loader: Iterable[list[Any]],
+    folder: CheckpointFolder,
+    interrupt: InterruptFlag,
+    *,
+    resumes: bool,
 ) -> tuple[Trainer, Checkpoints, Evaluation]:
-    """Loader, model, optimizer and hooks, ready to train."""
-    loader = build(cfg, "dataloader.train")
+    """Model, optimizer and hooks, ready to train on what `loader` gives."""
     test_loader = build(cfg, "dataloader.test")  # now, so that a mistake in it shows before hours
     for split in ("train", "test"):
         check_classes(cfg, split)
@@ -218,7 +240,8 @@ def build_trainer(
         accumulation_steps=cfg.train.accumulation_steps,
         interrupt=interrupt,
     )
-    checkpoints = Checkpoints(folder, cfg.train.checkpointer.period)
+    average = WeightAverage(model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
+    checkpoints = Checkpoints(folder, cfg.train.checkpointer.period, average)
     best = None
     if cfg.train.best_checkpointer.metric is not None:
         best = BestModel(folder, **cfg.train.best_checkpointer)
@@ -226,16 +249,24 @@ def build_trainer(
             best.restore()
     evaluation = Evaluation(
         cfg.train.eval_period,
-        lambda iteration: evaluate(cfg, model, test_loader, iteration, interrupt),
+        lambda iteration: evaluate(
+            cfg, average.model if average else model, test_loader, iteration, interrupt
+        ),
         cfg.train.max_iter,
         best,
+        average,
+        None
+        if cfg.train.early_stopping.patience is None
+        else EarlyStopping(**cfg.train.early_stopping),
     )
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             Throughput(),
+            Forecast(device.type, ways_to_shorten(cfg)),
             hooks.LRScheduler(scheduler=build(cfg, "lr_multiplier")),
             RecentMetrics(),
+            *([average] if average else []),
             checkpoints,
             evaluation,
         ]
@@ -254,6 +285,7 @@ def initialize(cfg: DictConfig, model: nn.Module, *, complete: bool) -> dict[str
             family=cfg.train.init_family,
             allow=cfg.train.init_allow,
             sha256=cfg.train.init_sha256,
+            average=complete and cfg.train.ema.enabled,
         )
     return rest
 

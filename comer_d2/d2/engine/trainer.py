@@ -68,6 +68,7 @@ class Trainer(TrainerBase):
         self.interrupt = interrupt
         self.scaler = torch.amp.GradScaler(device_type, enabled=amp_dtype == torch.float16)
         self.interrupted_by = 0  # the signal's number, once all processes know of it
+        self.ended_early = False  # by a hook, for all processes: there is nothing to gain any more
         self.images_per_step = 0  # in all processes together
         self._skipped = 0  # steps in a row, by float16
         self._updated = False  # whether this run ever took a step
@@ -80,10 +81,10 @@ class Trainer(TrainerBase):
         return self.model.module if wrapped else self.model
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """Run iterations `start_iter` to `max_iter` - 1, or until a signal came.
+        """Run iterations `start_iter` to `max_iter` - 1, or until a signal came or a hook ends it.
 
-        After a signal the step is finished and `interrupted_by` is set; hooks may set it before the
-        first one. As in Detectron2 the hooks' `after_train` runs in any case, but errors are left to
+        After a signal the step is finished and `interrupted_by` is set; hooks may set it, and
+        `ended_early`, before the first one. As in Detectron2 the hooks' `after_train` runs in any case, but errors are left to
         the caller to print.
         """
         self.iter = self.start_iter = start_iter
@@ -94,16 +95,17 @@ class Trainer(TrainerBase):
         with EventStorage(start_iter) as self.storage:
             try:
                 self.before_train()
-                if self.interrupted_by:
+                if self.interrupted_by or self.ended_early:
                     self.iter = start_iter - 1
                     return
                 for self.iter in range(start_iter, max_iter):
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                    if self.interrupted_by:
+                    if self.interrupted_by or self.ended_early:
                         break
             except BaseException:
+                self.ended_early = False
                 self.interrupted_by = 0  # nothing to be saved: the step may be half done
                 raise
             finally:

@@ -1,7 +1,11 @@
 """COCO-format data of your own: paths given once under `dataset`, classes read from the json.
 
-Augmented as coco_detr.py does; docs/DATASETS.md has a worked example.
+docs/DATASETS.md has a worked example.
 """
+
+from detectron2.config import LazyCall as L
+
+from comer_d2.d2.data.augmentation import objects
 
 from .coco_detr import dataloader
 
@@ -11,6 +15,8 @@ dataset = dict(
     train_images="",
     val_json="",
     val_images="",
+    image_size=640,  # pixels, the longer side
+    augment="standard",  # or "none", "flip", "strong"
     repair=False,  # whether annotations may be changed: docs/DATASETS.md
     on_bad_image="error",  # or "skip"
     max_bad_images=0.1,  # so many of all may be skipped
@@ -21,6 +27,10 @@ dataset = dict(
     hint="",
 )
 
+for _split, _augment in (("train", "${dataset.augment}"), ("test", "none")):
+    dataloader[_split].mapper.augmentations = L(objects)(
+        image_size="${dataset.image_size}", augment=_augment
+    )
 dataloader.train.on_bad_image = "${dataset.on_bad_image}"
 dataloader.train.max_bad_images = "${dataset.max_bad_images}"
 dataloader.train.dataset.names = "${dataset.name}_train"

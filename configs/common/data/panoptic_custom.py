@@ -1,7 +1,11 @@
 """COCO panoptic data of your own: paths given once under `dataset`, classes read from the json.
 
-Augmented as coco_mask2former.py does; docs/SEGMENTATION.md has a worked example.
+docs/SEGMENTATION.md has a worked example.
 """
+
+from detectron2.config import LazyCall as L
+
+from comer_d2.d2.data.augmentation import objects
 
 from .coco_mask2former import panoptic_dataloader as dataloader
 
@@ -14,6 +18,8 @@ dataset = dict(
     val_json="",
     val_images="",
     val_masks="",
+    image_size=640,  # pixels, the longer side
+    augment="standard",  # or "none", "flip", "strong"
     # A COCO instances file of the validation images, to measure mask AP by; without it, leave the
     # COCOEvaluator out of dataloader.evaluator.
     val_instances="",
@@ -28,6 +34,10 @@ dataset = dict(
     hint="",
 )
 
+for _split, _augment in (("train", "${dataset.augment}"), ("test", "none")):
+    dataloader[_split].mapper.augmentations = L(objects)(
+        image_size="${dataset.image_size}", augment=_augment
+    )
 dataloader.train.on_bad_image = "${dataset.on_bad_image}"
 dataloader.train.max_bad_images = "${dataset.max_bad_images}"
 dataloader.train.dataset.names = "${dataset.name}_train"

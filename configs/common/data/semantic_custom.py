@@ -1,7 +1,11 @@
 """Label maps of your own: folders and class names given once under `dataset`.
 
-Augmented as ade20k_semantic.py does; docs/SEGMENTATION.md has a worked example.
+docs/SEGMENTATION.md has a worked example.
 """
+
+from detectron2.config import LazyCall as L
+
+from comer_d2.d2.data.augmentation import label_maps
 
 from .ade20k_semantic import dataloader
 
@@ -13,6 +17,8 @@ dataset = dict(
     train_masks="",
     val_images="",
     val_masks="",
+    image_size=512,  # pixels, the shorter side; crops of it are trained on
+    augment="standard",  # or "none", "flip", "strong"
     # Names of labels 0, 1, ...: a list, or a file with one on each line.
     class_names=None,
     ignore_label=255,  # the label, in files, of pixels that neither train nor count
@@ -23,6 +29,10 @@ dataset = dict(
     hint="",
 )
 
+for _split, _augment in (("train", "${dataset.augment}"), ("test", "none")):
+    dataloader[_split].mapper.augmentations = L(label_maps)(
+        image_size="${dataset.image_size}", augment=_augment
+    )
 dataloader.train.on_bad_image = "${dataset.on_bad_image}"
 dataloader.train.max_bad_images = "${dataset.max_bad_images}"
 dataloader.train.dataset.names = "${dataset.name}_train"
