@@ -10,6 +10,7 @@ COMMANDS = {
     "eval": ("comer_d2.d2.commands.evaluate", "measure a model on its test data"),
     "predict": ("comer_d2.d2.commands.predict", "images in; pictures, COCO json, label maps out"),
     "compare": ("comer_d2.d2.commands.compare", "draw ground truth beside prediction"),
+    "report": ("comer_d2.d2.commands.report", "a page on a run: curves, tables, worst images"),
     "export": ("comer_d2.d2.commands.export", "a model in another form: a folder for the hub"),
     "push": ("comer_d2.d2.commands.push", "a folder of export to the Hugging Face hub"),
     "demo": ("comer_d2.d2.commands.demo", "a page to try a model on photos"),

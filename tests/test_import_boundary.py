@@ -94,7 +94,7 @@ ROOMS = (
     ("d2.data", "d2.modeling", "d2.evaluation", "d2.visualization"),
     ("d2.engine",),
     ("d2.image_input", "d2.results", "d2.predictor", "d2.tiling", "d2.video", "d2.comparison"),
-    ("d2.export", "d2.demo"),
+    ("d2.export", "d2.demo", "d2.report"),
     ("d2.cli",),
     ("d2.commands",),
 )

@@ -162,7 +162,8 @@ def main() -> int:
     finish_folder(output, {**figures, "minutes": minutes, "pictures": str(sheet)})
 
     say(f"{described}   in {minutes:.1f} minutes")
-    print(f"pictures:    {sheet}\ncheckpoint:  {output / 'model_final.pth'}")
+    print(f"pictures:    {sheet}\nreport:      {output / 'report' / 'index.html'}")
+    print(f"checkpoint:  {output / 'model_final.pth'}")
     print(f"one image:   python3 -m comer_d2 predict {output} {data / 'val' / '00001.png'}")
     least = args.least
     if least is None:

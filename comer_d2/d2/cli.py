@@ -30,6 +30,7 @@ from .engine.config import load_config, settle_device
 from .engine.launch import Plan, launch, plan_processes
 from .engine.run import run
 from .errors import Interrupted, UserError, report
+from .report.build import write_report
 
 EPILOG = """\
 examples (comer-d2 train and train_net.py are the same):
@@ -173,7 +174,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "train_net.py") -> int:
         dataset = check_ready(cfg, eval_only=args.eval_only, resume=args.resume)
         # Configs hold functions and classes that need not pickle: new processes load their own.
         given = {} if plan.starter == "flags" else {"cfg": cfg}
-        launch(partial(run, dataset=dataset, **given), args, plan)
+        launch(partial(run, dataset=dataset, report=write_report, **given), args, plan)
     except (UserError, Interrupted) as e:
         return report(e, prog)
     except KeyboardInterrupt:

@@ -49,6 +49,10 @@ train.early_stopping = dict(
     min_delta=0.0,
 )
 
+# Whether output_dir/report/index.html, a page on the evaluation, is written after each one of a best model
+# and by --eval-only.
+train.report = True
+
 # Beside the terminal and metrics.json: "tensorboard", "csv", "wandb", "mlflow", any of them.
 train.loggers = ["tensorboard"]
 

@@ -79,6 +79,8 @@ def test_interrupted_quickstart_goes_on_and_draws(tmp_path: Path) -> None:
     sheet = Image.open(run / "predictions.png")
     assert min(sheet.size) > 600
     assert f"pictures:    {run / 'predictions.png'}" in output
+    assert f"report:      {run / 'report' / 'index.html'}" in output
+    assert "<h2>Training</h2>" in (run / "report" / "index.html").read_text()
 
 
 def test_ap_below_the_floor_is_a_failure(tmp_path: Path) -> None:

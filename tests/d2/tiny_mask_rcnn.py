@@ -73,6 +73,7 @@ optimizer.params.overrides = {}
 lr_multiplier = model_zoo.get_config("common/coco_schedule.py").lr_multiplier_1x
 
 train.max_iter = 8
+train.report = False  # a page each would take longer than the runs
 train.seed = 1
 train.device = "cpu"
 train.log_period = 1

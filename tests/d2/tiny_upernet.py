@@ -31,6 +31,7 @@ model.views.window = model.views.stride = (64, 64)
 
 optimizer.lr = 3e-3
 lr_multiplier = model_zoo.get_config("common/coco_schedule.py").lr_multiplier_1x
+train.report = False
 train.max_iter = 6
 train.seed = 1
 train.device = "cpu"

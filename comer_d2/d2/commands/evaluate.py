@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from .. import cli
 from ..predictor import find_checkpoint, find_config
@@ -58,5 +59,7 @@ def evaluate(args: argparse.Namespace, prog: str | None) -> int:
     config = find_config(checkpoint, args.config_file)
     processes = [] if args.num_gpus is None else ["--num-gpus", str(args.num_gpus)]
     named = ["--eval-only", "--config-file", str(config), f"train.init_checkpoint={checkpoint}"]
+    if Path(args.model).is_dir():  # also one that was moved since it was trained
+        named.append(f"train.output_dir={args.model}")
     allowed = [f"--allow-target={name}" for name in args.allow_target]
     return cli.main([*named, *processes, *allowed, *args.opts], prog)

@@ -62,13 +62,16 @@ class BestModel:
                 self._metric,
             )
 
-    def keep(self, values: dict[str, float], model: nn.Module, iteration: int) -> None:
+    def keep(self, values: dict[str, float], model: nn.Module, iteration: int) -> bool:
         """Write the model if it is the best so far.
 
         Args:
             values: name -> value of the metrics.
             model: the model.
             iteration: after which it was evaluated.
+
+        Returns:
+            Whether it is.
         """
         if self._metric not in values:
             near = difflib.get_close_matches(self._metric, values, n=1)
@@ -77,12 +80,12 @@ class BestModel:
                 self._metric,
                 f"; did you mean {near[0]}?" if near else f" ({', '.join(values)})",
             )
-            return
+            return False
         value = float(values[self._metric])
         if not math.isfinite(value):
-            return
+            return False
         if self._value is not None and self._sign * value <= self._sign * self._value:
-            return
+            return False
         record = {"metric": self._metric, "value": value, "iteration": iteration}
         state: dict[str, Any] = {
             "model": model.state_dict(),
@@ -93,6 +96,7 @@ class BestModel:
         self._write_record(**record)
         self._value = value
         logger.info("Best %s so far, %.3f: %s", self._metric, value, path)
+        return True
 
     def _write_record(self, metric: str, value: float, iteration: int) -> None:
         record = {"metric": metric, "value": value, "iteration": iteration}

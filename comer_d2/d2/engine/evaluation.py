@@ -24,6 +24,9 @@ from .loggers import SHOW_PICTURES
 logger = logging.getLogger(__name__)
 
 
+INFERENCE = "inference"  # where evaluators write predictions, in train.output_dir
+
+
 class EvaluationStopped(Exception):
     """An evaluation was given up for a signal."""
 
@@ -47,7 +50,8 @@ def evaluate(
 
     Returns:
         In the main process, task -> metric -> value (percent for AP); elsewhere an empty dict. The
-        main process also writes it to ``evaluation.json`` in ``train.output_dir``.
+        main process also writes it to ``evaluation.json`` in ``train.output_dir``, and evaluators write
+        the predictions to ``inference/`` there, in COCO's formats.
 
     Raises:
         EvaluationStopped: see `interrupt`.
@@ -59,6 +63,9 @@ def evaluate(
 
     evaluators = build(cfg, "dataloader.evaluator")
     evaluators = list(evaluators) if isinstance(evaluators, Sequence) else [evaluators]
+    for evaluator in evaluators:
+        if getattr(evaluator, "_output_dir", "") is None:  # not given in the config
+            evaluator._output_dir = os.path.join(cfg.train.output_dir, INFERENCE)
     names = dataset_names(cfg, "test")
     shown = names and has_event_storage() and SHOW_PICTURES & set(cfg.train.loggers)
     if shown and comm.is_main_process():

@@ -120,6 +120,7 @@ class Evaluation(HookBase):
         self._best = best
         self.average = average
         self.early_stopping = early_stopping
+        self.report_due = False  # whether the latest is one that a report is written on
         self.unfinished = False  # the one that was due at the iteration before the first
         self.results: dict[str, Any] = {}  # the latest, in the main process
         self.finished = False  # the one after the last iteration was done, in all processes
@@ -180,12 +181,36 @@ class Evaluation(HookBase):
         self.finished = iteration + 1 >= self._max_iter
         if comm.is_main_process() and self.results and counts:
             values = flatten_results_dict(self.results)
+            self.report_due |= self._best is None and self.finished
             if self._best:
                 model = self.average.model if self.average else self.trainer.bare_model
-                self._best.keep(values, model, iteration)
+                self.report_due |= self._best.keep(values, model, iteration)
             if self.early_stopping:
                 self._observe(self.early_stopping, values)
             # Last, as it is what says that the evaluation counts.
             values[EVALUATED] = time.perf_counter() - start
             self.trainer.storage.put_scalars(**values, smoothing_hint=False, cur_iter=iteration)
         comm.synchronize()
+
+
+class Reports(HookBase):
+    """Writes a report on an evaluation of a best model, in the main process.
+
+    It comes after what writes metrics.json, so that the report has this evaluation's line.
+
+    Args:
+        evaluation: says when one is due.
+        report: writes it.
+    """
+
+    def __init__(self, evaluation: Evaluation, report: Callable[[], None]) -> None:
+        self._evaluation = evaluation
+        self._report = report
+
+    def after_step(self) -> None:
+        if self._evaluation.report_due:
+            self._evaluation.report_due = False
+            self._report()
+
+    def after_train(self) -> None:
+        self.after_step()  # of an evaluation before the first step

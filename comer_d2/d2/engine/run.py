@@ -8,8 +8,10 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +37,7 @@ from .config import load_config, settle_device
 from .derived import derive, ways_to_shorten
 from .early_stopping import EarlyStopping
 from .evaluation import evaluate
-from .hooks import Checkpoints, Evaluation
+from .hooks import Checkpoints, Evaluation, Reports
 from .interrupt import InterruptFlag
 from .output_folder import describe, locked, make_writable, remove_half_written
 from .overrides import override_keys
@@ -54,6 +56,7 @@ def run(
     args: argparse.Namespace,
     dataset: CheckedDataset | None = None,
     cfg: DictConfig | None = None,
+    report: Callable[[DictConfig], Path] | None = None,
 ) -> dict[str, Any]:
     """Train or evaluate as the command line says, in one of the run's processes.
 
@@ -61,6 +64,8 @@ def run(
         args: config_file, opts, eval_only, resume.
         dataset: what `check_ready` returned, in the process that started this one.
         cfg: the config, loaded and checked; None: this process is a new one and loads its own.
+        report: writes a page on an evaluation, in the main process: after one of a best model, and
+            after one alone.
 
     Returns:
         In the main process the last evaluation's results, task -> metric -> value.
@@ -81,9 +86,13 @@ def run(
             set_up(cfg, args)
             if main:
                 log_dataset(cfg, dataset)
+            show = partial(try_report, report, cfg) if report and cfg.train.report else None
             if args.eval_only:
-                return evaluate_only(cfg, args.resume)
-            return train(cfg, args.resume, given=override_keys(args.opts))
+                results = evaluate_only(cfg, args.resume)
+                if results and show:
+                    show()
+                return results
+            return train(cfg, args.resume, given=override_keys(args.opts), report=show)
     except FileNotFoundError as e:  # an image, most likely; from a loading process, in a long text
         raise UserError(f"file not found: {str(e).strip().splitlines()[-1]}") from e
     except OSError as e:
@@ -124,6 +133,16 @@ def save_config(cfg: DictConfig) -> None:
         logger.warning("This config can be loaded again only so: %s", e)
 
 
+def try_report(report: Callable[[DictConfig], Path], cfg: DictConfig) -> None:
+    """Write a report; a run of hours does not end because that failed."""
+    try:
+        logger.info("Report: %s", report(cfg))
+    except UserError as e:
+        logger.warning("No report: %s", e)
+    except Exception:
+        logger.exception("No report, for a mistake in it; the run goes on")
+
+
 def evaluate_only(cfg: DictConfig, resume_last: bool = False) -> dict[str, Any]:
     """Evaluate train.init_checkpoint, or with `resume_last` the run's last checkpoint.
 
@@ -141,13 +160,19 @@ def evaluate_only(cfg: DictConfig, resume_last: bool = False) -> dict[str, Any]:
     return evaluate(cfg, model, loader, state.get("iteration"))
 
 
-def train(cfg: DictConfig, resume_run: bool = False, given: Collection[str] = ()) -> dict[str, Any]:
+def train(
+    cfg: DictConfig,
+    resume_run: bool = False,
+    given: Collection[str] = (),
+    report: Callable[[], None] | None = None,
+) -> dict[str, Any]:
     """Train from train.init_checkpoint, from nothing, or from where a run stopped.
 
     Args:
         cfg: the config; what `derive` computes is filled in.
         resume_run: go on from the last checkpoint, if there is one.
         given: keys of the command line.
+        report: writes a page on the latest evaluation.
 
     Raises:
         UserError: a checkpoint does not fit, or training cannot go on.
@@ -174,6 +199,8 @@ def train(cfg: DictConfig, resume_run: bool = False, given: Collection[str] = ()
         elif cfg.train.init_checkpoint:
             initialize(cfg, trainer.bare_model, complete=False)
         record_metrics(cfg, trainer, evaluation, start)
+        if report and comm.is_main_process():
+            trainer.register_hooks([Reports(evaluation, report)])
         trainer.train(start, cfg.train.max_iter)
         if trainer.interrupted_by and not evaluation.finished:
             raise Interrupted(

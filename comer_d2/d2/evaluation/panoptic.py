@@ -129,7 +129,7 @@ class PanopticEvaluator(DatasetEvaluator):
         self._stuff = dict(metadata.stuff_dataset_id_to_contiguous_id)
         self._names = distinct_names(metadata.stuff_classes)
         self._records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
-        self._output_dir = Path(output_dir) if output_dir else None
+        self._output_dir = output_dir
         paths = [record["pan_seg_file_name"] for record in self._records.values()]
         self._root = metadata.get("panoptic_root") or os.path.commonpath(
             map(os.path.dirname, paths)
@@ -173,7 +173,7 @@ class PanopticEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return None
         if self._output_dir:
-            path = self._output_dir / "panoptic.json"
+            path = Path(self._output_dir) / "panoptic.json"
             part = path.with_suffix(".part")
             part.write_text(json.dumps({"annotations": [*chain(*written)]}))
             os.replace(part, path)
@@ -192,7 +192,7 @@ class PanopticEvaluator(DatasetEvaluator):
     ) -> None:
         # Below its root: files of one name in several folders stay apart.
         name = os.path.relpath(record["pan_seg_file_name"], self._root)
-        path = self._output_dir / "panoptic" / name
+        path = Path(self._output_dir) / "panoptic" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_panoptic_png(segments, path)
         ids = {i: dataset_id for dataset_id, i in {**self._things, **self._stuff}.items()}
