@@ -67,14 +67,14 @@ QUICKSTART = [*DETECTRON2, "scikit-learn", "tensorboard"]
 SUPERVISION = ["supervision"]
 VIDEO = ["av"]
 DEMO = ["gradio"]
+LOGGERS = ["wandb", "mlflow-skinny"]
 DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 EXTRAS = {
     "detectron2": DETECTRON2,
     "quickstart": QUICKSTART,
     "supervision": SUPERVISION,
     "video": VIDEO,
-    "wandb": ["wandb"],
-    "mlflow": ["mlflow"],
+    "loggers": LOGGERS,
     "demo": DEMO,
     "docs": DOCS,
     "test": [
@@ -82,6 +82,7 @@ EXTRAS = {
         *SUPERVISION,
         *VIDEO,
         *DEMO,
+        *LOGGERS,
         *DOCS,
         "pytest",
         "playwright",

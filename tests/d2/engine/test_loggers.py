@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +58,6 @@ def test_tensorboard_has_figures_and_pictures(tmp_path: Path) -> None:
     assert (picture.step, picture.width, picture.height) == (2, 8, 6)
 
 
-@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -81,7 +79,6 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed")
 def test_mlflow_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
