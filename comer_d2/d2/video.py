@@ -1,4 +1,4 @@
-"""Frames of a video, and a video of frames."""
+"""Frames of a video or a camera, and a video of frames."""
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -10,6 +10,12 @@ import numpy as np
 from .errors import UserError
 
 VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
+CAMERA = "/dev/video"  # Video4Linux
+
+
+def is_stream(name: str) -> bool:
+    """Whether a name is a camera's, or an address that FFmpeg opens (rtsp://, http://)."""
+    return "://" in name or name.startswith(CAMERA)
 
 
 def frame_count(path: str | Path) -> int:
@@ -28,7 +34,7 @@ def read_frames(path: str | Path) -> Iterator[np.ndarray]:
     """The frames of a video, one after the other.
 
     Args:
-        path: of the file.
+        path: of the file, the camera, or its address.
 
     Yields:
         (h, w, 3) uint8, RGB.
@@ -85,7 +91,7 @@ def write_frames(path: str | Path, frames: Iterable[np.ndarray], rate: Fraction)
 def _open(path: str | Path):
     av = _av()
     try:
-        container = av.open(str(path))
+        container = av.open(str(path), format="v4l2" if str(path).startswith(CAMERA) else None)
     except (av.FFmpegError, OSError) as error:
         raise UserError(f"video '{path}' cannot be read: {error}") from error
     if not container.streams.video:

@@ -1,17 +1,21 @@
 """Videos: frames come back as they were written, and predict draws each of them."""
 
+from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 
 from comer_d2.__main__ import main
+from comer_d2.d2.commands.predict import draw_video
 from comer_d2.d2.errors import UserError
+from comer_d2.d2.results import Result
 from comer_d2.d2.video import frame_count, frame_rate, read_frames, write_frames
 from tests.d2.untrained import DETECTOR, write_digits, write_run
-
-pytest.importorskip("av")
 
 
 @pytest.fixture
@@ -63,3 +67,31 @@ def test_predict_draws_a_video(film: Path, tmp_path: Path, capsys: pytest.Captur
     assert main([*arguments, "--json"]) == 2
     assert main([*arguments[:-1], str(film.parent)]) == 2
     assert "would replace it" in capsys.readouterr().err
+
+
+def test_an_address_is_a_video_and_seconds_end_it(film: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", write_digits(tmp_path / "data"), DETECTOR)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(film.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/film.mp4"
+        arguments = ["predict", str(run), address, "--output", str(tmp_path / "out")]
+        assert main([*arguments, "--seconds", "0.3"]) == 0
+        server.shutdown()
+    (drawn,) = (tmp_path / "out").iterdir()
+    assert drawn.suffix == ".mp4" and len(list(read_frames(drawn))) == 3
+
+
+def test_ctrl_c_keeps_what_was_drawn(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Model:
+        def stream(self, frames: Iterator[np.ndarray], *, threshold: float) -> Iterator[Result]:
+            for number, frame in enumerate(frames):
+                if number == 4:
+                    raise KeyboardInterrupt
+                yield Result(frame, ["a"], label_map=np.zeros(frame.shape[:2], int))
+
+    target = tmp_path / "drawn.mp4"
+    assert draw_video(Model(), str(film), target, 0.5) == 4
+    assert len(list(read_frames(target))) == 4

@@ -1,11 +1,16 @@
 """comer-d2 predict: images in, pictures, COCO results and label maps out."""
 
 import argparse
+import csv
+import glob
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +27,20 @@ from ..image_input import ImageLike
 from ..predictor import Predictor, Threshold
 from ..results import Result
 from ..tiling import tiled
-from ..video import VIDEO_ENDINGS, frame_count, frame_rate, read_frames, write_frames
+from ..video import VIDEO_ENDINGS, frame_count, frame_rate, is_stream, read_frames, write_frames
 from ..visualization.sheet import save_picture
 from .coco_ids import CocoIds, coco_ids
 from .model import add_model_arguments, model_of, threshold_of
 
 SMALLEST_PICTURE = 640  # pixels: smaller images are enlarged, so that labels can be read
+CSV_COLUMNS = ("image", "class", "score", "x0", "y0", "x1", "y1")
 SHOWN = 8  # objects that are named of each image
 EXAMPLE = """\
 examples:
   comer-d2 predict output/ photo.jpg
   comer-d2 predict output/ film.mp4
+  comer-d2 predict output/ /dev/video0 --seconds 60             # or rtsp://..., http://...
+  comer-d2 predict output/ 'photos/**/*.jpg' --csv --yolo
   comer-d2 predict output/ photos/ --json --threshold 0.3 --output found/
   comer-d2 predict model.pth --config-file my_config.py a.jpg b.jpg --device cuda --dtype bfloat16"""
 
@@ -50,7 +58,8 @@ def parse_arguments(argv: Sequence[str] | None, prog: str | None) -> argparse.Na
         "images",
         nargs="+",
         metavar="IMAGE",
-        help="image files, folders that are searched for them, and videos (comer_d2[video])",
+        help="image files, patterns, folders that are searched for them; videos, cameras and addresses of "
+        "videos (comer_d2[video])",
     )
     parser.add_argument(
         "--output",
@@ -63,6 +72,17 @@ def parse_arguments(argv: Sequence[str] | None, prog: str | None) -> argparse.Na
         "--json",
         action="store_true",
         help="write the objects to results.json, COCO's results format",
+    )
+    parser.add_argument(
+        "--csv", action="store_true", help="write the objects to objects.csv, a line each"
+    )
+    parser.add_argument(
+        "--yolo",
+        action="store_true",
+        help="write labels/*.txt: class number, centre and size of the box as shares, score",
+    )
+    parser.add_argument(
+        "--seconds", type=float, help="of each video or camera (all, or until Ctrl-C)"
     )
     parser.add_argument(
         "--annotations",
@@ -94,7 +114,7 @@ def find_images(inputs: Sequence[str], output: Path) -> dict[str, Path]:
     """The images that inputs stand for, and the path of each below the output folder.
 
     Args:
-        inputs: files, and folders that are searched for images.
+        inputs: files, patterns of them, and folders that are searched for images.
         output: a folder that is not searched: it may lie in one of the inputs.
 
     Returns:
@@ -106,7 +126,7 @@ def find_images(inputs: Sequence[str], output: Path) -> dict[str, Path]:
     """
     files: dict[Path, None] = {}
     folders = []
-    for name in inputs:
+    for name in _expanded(inputs):
         path = Path(name)
         if path.is_dir():
             folders.append(path.resolve())
@@ -129,6 +149,20 @@ def find_images(inputs: Sequence[str], output: Path) -> dict[str, Path]:
     return relative
 
 
+def _expanded(inputs: Sequence[str]) -> list[str]:
+    """Patterns -> the files that they fit; a name that exists is none."""
+    names = []
+    for name in inputs:
+        if os.path.exists(name) or not glob.has_magic(name):
+            names.append(name)
+            continue
+        fitting = [n for n in sorted(glob.glob(name, recursive=True)) if os.path.isfile(n)]
+        if not fitting:
+            raise UserError(f"'{name}' fits no file")
+        names += fitting
+    return names
+
+
 class Writer:
     """Writes what was found in images, one after the other; `close` writes the jsons.
 
@@ -138,6 +172,8 @@ class Writer:
         pictures: whether pictures are drawn.
         objects: whether results.json is written.
         label_maps: whether label maps are written.
+        table: whether objects.csv is written.
+        yolo: whether labels/*.txt are written.
         image_id: path of an image -> its number.
     """
 
@@ -149,14 +185,19 @@ class Writer:
         pictures: bool,
         objects: bool,
         label_maps: bool,
+        table: bool,
+        yolo: bool,
         image_id: Callable[[str], int],
     ) -> None:
         self.output = output
         self.places = places
+        self.stems = Counter(place.with_suffix("") for place in places.values())
         self.pictures = pictures
         self.label_maps = label_maps
+        self.yolo = yolo
         self.image_id = image_id
         self.objects: list[dict[str, Any]] | None = [] if objects else None
+        self.rows: list[list[Any]] | None = [] if table else None
         self.panoptic: list[dict[str, Any]] = []
         output.mkdir(parents=True, exist_ok=True)
 
@@ -172,8 +213,33 @@ class Writer:
         if self.objects is not None:
             entries = result.to_coco(self.image_id(result.file_name))
             self.objects += [{**entry, "file_name": result.file_name} for entry in entries]
+        if self.rows is not None or self.yolo:
+            alone = self.stems[place.with_suffix("")] == 1
+            label = place.with_suffix(".txt") if alone else place.with_name(f"{place.name}.txt")
+            self._write_boxes(result, Path("labels") / label)
         if self.label_maps:
             self._write_label_map(result, Path("label_maps") / place.with_name(f"{place.name}.png"))
+
+    def _write_boxes(self, result: Result, place: Path) -> None:
+        if result.boxes is None:
+            raise UserError("--csv and --yolo: this model finds no objects")
+        found = list(
+            zip(result.classes.tolist(), result.boxes.tolist(), result.scores.tolist(), strict=True)
+        )
+        if self.rows is not None:
+            self.rows += [
+                [result.file_name, result.class_names[label], round(score, 4), *(round(v, 2) for v in box)]
+                for label, box, score in found
+            ]  # fmt: skip
+        if self.yolo:
+            height, width = result.image.shape[:2]
+            lines = []
+            for label, (x0, y0, x1, y1), score in found:
+                shares = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)  # fmt: skip
+                lines.append(" ".join([str(label), *(f"{v:.6f}" for v in shares), f"{score:.4f}"]))
+            path = self.output / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def _write_label_map(self, result: Result, place: Path) -> None:
         path = self.output / place
@@ -200,7 +266,10 @@ class Writer:
         )
 
     def close(self) -> None:
-        """Write the jsons of all that was found so far."""
+        """Write the jsons and the table of all that was found so far."""
+        if self.rows is not None:
+            with (self.output / "objects.csv").open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([CSV_COLUMNS, *self.rows])
         if self.objects is not None:
             self._write_json("results.json", self.objects)
             print(f"{len(self.objects)} objects -> {self.output / 'results.json'}")
@@ -227,17 +296,22 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 def predict(args: argparse.Namespace) -> int:
     """Predict what a command line names; see `main`."""
-    places = find_images(args.images, args.output)
+    streams = [name for name in args.images if is_stream(name)]
+    files = [name for name in args.images if not is_stream(name)]
+    places = find_images(files, args.output) if files else {}
     videos = [name for name in places if Path(name).suffix.lower() in VIDEO_ENDINGS]
-    if videos and (args.json or args.label_maps or args.tile):
-        raise UserError(f"--json, --label-maps and --tile are for images, not for '{videos[0]}'")
-    model = model_of(args)
-    threshold = threshold_of(args, model)
+    destinations = {name: args.output / f"{re.sub(r'[^0-9A-Za-z]+', '_', name).strip('_')}.mp4" for name in streams}  # fmt: skip
     for name in videos:
         place = places.pop(name)
-        ending = "" if place.suffix.lower() == ".mp4" else ".mp4"
-        destination = args.output / f"{place}{ending}"
-        print(f"{name}: {draw_video(model, name, destination, threshold)} frames -> {destination}")
+        destinations[name] = args.output / (place if place.suffix.lower() == ".mp4" else f"{place}.mp4")  # fmt: skip
+    if destinations and (args.json or args.csv or args.yolo or args.label_maps or args.tile):
+        shown = next(iter(destinations))
+        raise UserError(f"--json, --csv, --yolo, --label-maps and --tile are for images, not for '{shown}'")  # fmt: skip
+    model = model_of(args)
+    threshold = threshold_of(args, model)
+    for name, destination in destinations.items():
+        count = draw_video(model, name, destination, threshold, args.seconds)
+        print(f"{name}: {count} frames -> {destination}")
     if not places:
         return 0
     ids = CocoIds()
@@ -258,6 +332,8 @@ def predict(args: argparse.Namespace) -> int:
         pictures=not args.no_pictures,
         objects=args.json,
         label_maps=args.label_maps,
+        table=args.csv,
+        yolo=args.yolo,
         image_id=ids.image_id,
     )
     if args.tile is None:
@@ -283,12 +359,41 @@ def predict(args: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
-def draw_video(model: Predictor, name: str, destination: Path, threshold: Threshold) -> int:
-    """Draw what is found in each frame of a video, into a new one; returns the number of frames."""
-    results = model.stream(read_frames(name), threshold=threshold)
-    bar = tqdm(results, Path(name).name, frame_count(name) or None, unit="frame")
-    pictures = (np.array(result.draw()) for result in bar)
-    return write_frames(destination, pictures, frame_rate(name))
+def draw_video(
+    model: Predictor,
+    name: str,
+    destination: Path,
+    threshold: Threshold,
+    seconds: float | None = None,
+) -> int:
+    """Draw what is found in each frame of a video, into a new one; Ctrl-C ends it there.
+
+    Args:
+        model: what predicts.
+        name: of the video, the camera, or an address.
+        destination: the new video.
+        threshold: objects below this score are left out.
+        seconds: how much of it; None: all.
+
+    Returns:
+        The number of frames.
+    """
+    rate, total = frame_rate(name), frame_count(name) or None
+    frames = read_frames(name)
+    if seconds is not None:
+        total = min(total or sys.maxsize, max(1, round(seconds * rate)))
+        frames = islice(frames, total)
+    results = model.stream(frames, threshold=threshold)
+    bar = tqdm(results, Path(name).name, total, unit="frame")
+
+    def pictures() -> Iterator[np.ndarray]:
+        try:
+            for result in bar:
+                yield np.array(result.draw())
+        except KeyboardInterrupt:  # what was drawn so far is kept
+            tqdm.write("stopped", file=sys.stderr)
+
+    return write_frames(destination, pictures(), rate)
 
 
 def _shortened(names: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """comer-d2 predict: folders, bad files, names that are equal, and the jsons that others read."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -196,3 +197,31 @@ def test_tiles_and_views(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert Image.open(path).size == (128, 128)
     assert predict(folder / "detector", tmp_path / "b", photo, "--flip", "--scales", "1", "2") == 0
     assert predict(folder / "panoptic", tmp_path / "b", photo, "--flip") == 2
+
+
+def test_patterns_csv_and_yolo(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pattern = folder / "digits" / "va*" / "0000[12].png"
+    arguments = ["--threshold", "0", "--csv", "--yolo", "--json", "--no-pictures"]
+    assert predict(folder / "detector", tmp_path, pattern, *arguments) == 0
+    entries = json.loads((tmp_path / "results.json").read_text())
+    with (tmp_path / "objects.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(entries) > 0
+    for row, entry in zip(rows, entries, strict=True):
+        x, y, w, h = entry["bbox"]
+        assert row["image"] == entry["file_name"]
+        corners = [float(row[key]) for key in ("x0", "y0", "x1", "y1")]
+        np.testing.assert_allclose(corners, [x, y, x + w, y + h], atol=0.006)
+    lines = [
+        line.split()
+        for number in (1, 2)
+        for line in (tmp_path / "labels" / f"0000{number}.txt").read_text().splitlines()
+    ]
+    for line, entry in zip(lines, entries, strict=True):
+        x, y, w, h = (float(v) * 128 for v in line[1:5])
+        np.testing.assert_allclose([x - w / 2, y - h / 2, w, h], entry["bbox"], atol=1e-3)
+        assert float(line[5]) == pytest.approx(entry["score"], abs=1e-4)
+    assert predict(folder / "semantic", tmp_path / "no", pattern, "--csv") == 2
+    assert "finds no objects" in capsys.readouterr().err
+    assert predict(folder / "detector", tmp_path / "no", "nothing*.png") == 2
+    assert "'nothing*.png' fits no file" in capsys.readouterr().err
