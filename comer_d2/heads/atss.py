@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import sigmoid_focal_loss
 
 from .box_coding import decode_deltas, encode_distances
+from .box_overlap import paired_generalized_iou
 from .conv_subnet import conv_subnet, flatten_levels, predictor
 from .dense_anchors import anchor_centers, square_anchors
 from .dense_inference import DecodedLevel
@@ -163,7 +164,7 @@ class ATSSHead(nn.Module):
                 centerness[image, anchor, 0], wanted, reduction="sum"
             )
             boxes = decode_deltas(deltas[image, anchor], own, self.delta_scales)
-            loss_box = (generalized_box_iou_loss(boxes, objects) * wanted).sum()
+            loss_box = ((1 - paired_generalized_iou(boxes, objects)) * wanted).sum()
 
             count = mean_over_processes(learnt.num_positives)
             weight = mean_over_processes(wanted.sum()).clamp(min=1)

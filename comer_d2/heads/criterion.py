@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .distributed import mean_over_processes
+from .hungarian import Matches, matched_pairs
 from .matcher import HungarianMatcher
 from .points import sample_masks, sample_points
 
@@ -79,58 +80,70 @@ class SetCriterion(nn.Module):
         if len(sizes) != 1:
             raise ValueError(f"target masks must all have one padded size, got {sorted(sizes)}")
         num_masks = self.mean_number_of_masks(targets, outputs["pred_logits"].device)
+        predictions: list[dict[str, Any]] = [outputs, *outputs["aux_outputs"]]
+        suffixes = ["", *(f"_{i}" for i in range(len(predictions) - 1))]
         losses = {}
-        predictions: dict[str, dict[str, Any]] = {"": outputs}
-        predictions |= {f"_{i}": aux for i, aux in enumerate(outputs["aux_outputs"])}
-        for suffix, prediction in predictions.items():
-            for name, loss in self.losses(prediction, targets, num_masks).items():
+        matches = self.matcher(predictions, targets)
+        # The device computes the losses of one prediction while the next one's matches are found.
+        for suffix, prediction, found in zip(suffixes, predictions, matches, strict=True):
+            for name, loss in self.losses(prediction, targets, found, num_masks).items():
                 losses[name + suffix] = loss * self.weights[name]
         return losses
 
     def losses(
-        self, prediction: dict[str, Tensor], targets: list[dict[str, Tensor]], num_masks: Tensor
+        self,
+        prediction: dict[str, Tensor],
+        targets: Sequence[dict[str, Tensor]],
+        matches: Matches,
+        num_masks: Tensor,
     ) -> dict[str, Tensor]:
         """The three losses of one prediction, not weighted."""
-        matches = self.matcher(prediction, targets)
-        loss_ce = self.class_loss(prediction["pred_logits"], targets, matches)
-        loss_mask, loss_dice = self.mask_losses(
-            prediction["pred_masks"], targets, matches, num_masks
-        )
+        logits, masks = prediction["pred_logits"], prediction["pred_masks"]
+        image, query, object_ = matched_pairs(matches, masks.device)
+        objects = object_.split([len(queries) for queries, _ in matches])
+        labels = [target["labels"][part] for target, part in zip(targets, objects, strict=True)]
+        loss_ce = self.class_loss(logits, (image, query), torch.cat(labels))
+        loss_mask, loss_dice = self.mask_losses(masks[image, query], targets, objects, num_masks)
         return {"loss_ce": loss_ce, "loss_mask": loss_mask, "loss_dice": loss_dice}
 
-    def class_loss(
-        self,
-        logits: Tensor,
-        targets: list[dict[str, Tensor]],
-        matches: Sequence[tuple[Tensor, Tensor]],
-    ) -> Tensor:
-        """Cross entropy of all queries; unmatched ones get the no-object label."""
-        labels = torch.full(logits.shape[:2], self.num_classes, device=logits.device)
-        for i, (queries, objects) in enumerate(matches):
-            labels[i, queries.to(labels.device)] = targets[i]["labels"][objects.to(labels.device)]
-        return F.cross_entropy(logits.float().transpose(1, 2), labels, self.empty_weight)
+    def class_loss(self, logits: Tensor, at: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+        """Cross entropy of all queries; unmatched ones get the no-object label.
+
+        Args:
+            logits: (B, Q, K + 1).
+            at: images and matched queries, both (M,).
+            labels: (M,) of these queries.
+        """
+        wanted = torch.full(logits.shape[:2], self.num_classes, device=logits.device)
+        wanted[at] = labels
+        return F.cross_entropy(logits.float().transpose(1, 2), wanted, self.empty_weight)
 
     def mask_losses(
         self,
         masks: Tensor,
-        targets: list[dict[str, Tensor]],
-        matches: Sequence[tuple[Tensor, Tensor]],
+        targets: Sequence[dict[str, Tensor]],
+        objects: Sequence[Tensor],
         num_masks: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Binary cross entropy and dice loss of the matched masks, at chosen points."""
-        matched = torch.cat(
-            [masks[i, queries.to(masks.device)] for i, (queries, _) in enumerate(matches)]
-        )[:, None]
+        """Binary cross entropy and dice loss of the matched masks, at chosen points.
+
+        Args:
+            masks: (M, h, w), logits, those of the first image first.
+            targets: ``masks`` (n, H, W) of every image.
+            objects: of every image the objects that its masks are matched to; M in all.
+            num_masks: () what the sums over masks are divided by.
+        """
+        masks = masks[:, None]
         with torch.no_grad():
-            points = self.choose_points(matched)
-            of_images = points.split([len(queries) for queries, _ in matches])
+            points = self.choose_points(masks)
+            of_images = points.split([len(part) for part in objects])
             labels = torch.cat(
                 [
-                    sample_masks(target["masks"], part, objects.to(masks.device))
-                    for target, part, (_, objects) in zip(targets, of_images, matches, strict=True)
+                    sample_masks(target["masks"], at, chosen)
+                    for target, at, chosen in zip(targets, of_images, objects, strict=True)
                 ]
             )
-        logits = sample_points(matched, points)[:, 0]
+        logits = sample_points(masks, points)[:, 0]
         bce = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
         probability = logits.sigmoid()
         overlap = 2 * (probability * labels).sum(dim=1)
@@ -163,8 +176,9 @@ class SetCriterion(nn.Module):
     @staticmethod
     def mean_number_of_masks(targets: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Objects per process, at least 1: the mask losses' common denominator."""
-        count = torch.tensor(float(sum(len(target["labels"]) for target in targets)), device=device)
-        return mean_over_processes(count).clamp(min=1)
+        count = sum(len(target["labels"]) for target in targets)
+        # Filled on the device, not copied to it: a copy would wait.
+        return mean_over_processes(torch.full((), float(count), device=device)).clamp(min=1)
 
     def accumulation_scales(
         self, num_objects: Sequence[Sequence[int]], num_queries: int

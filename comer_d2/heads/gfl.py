@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import generalized_box_iou_loss
 
 from .box_coding import decode_distances, encode_distances
-from .box_overlap import paired_iou
+from .box_overlap import paired_generalized_iou, paired_iou
 from .conv_subnet import conv_subnet, flatten_levels, predictor
 from .dense_anchors import anchor_centers, square_anchors
 from .dense_inference import DecodedLevel
@@ -145,7 +144,7 @@ class GFLHead(nn.Module):
             boxes = decode_distances(self.expected(distributions), points)
 
             score = logits[image, anchor].detach().sigmoid().amax(dim=-1)
-            loss_box = (generalized_box_iou_loss(boxes, objects) * score).sum()
+            loss_box = ((1 - paired_generalized_iou(boxes, objects)) * score).sum()
             # Below the largest value: every target has a whole number above it.
             wanted = encode_distances(objects, points).clamp(0, self.reg_max - 0.1)
             loss_dfl = distribution_focal_loss(distributions, wanted).mean(dim=-1)

@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from comer_d2.heads import hungarian as hungarian_module
@@ -24,6 +26,7 @@ from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder
 from comer_d2.heads.points import MASKS_AT_A_TIME, sample_masks, sample_points
 from comer_d2.layers.attention import MultiheadAttention
 from comer_d2.layers.deform_attn import MSDeformAttn
+from tests.remote import RemoteDevice, remote
 
 NUM_CLASSES, NUM_QUERIES = 4, 6
 FEATURES = ("res2", "res3", "res4", "res5")
@@ -187,7 +190,7 @@ def heard(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture
 def test_more_objects_than_queries(heard: pytest.LogCaptureFixture) -> None:
     match = HungarianMatcher(num_points=64)
     for _ in range(3):
-        matches = match(predictions(), [{**target(9), "name": "crowd.jpg"}, target(2)])
+        (matches,) = match([predictions()], [{**target(9), "name": "crowd.jpg"}, target(2)])
     assert [len(queries) for queries, _ in matches] == [NUM_QUERIES, 2]
     assert len(set(matches[0][1].tolist())) == NUM_QUERIES
     (message,) = {record.getMessage() for record in heard.records}
@@ -202,8 +205,8 @@ def test_what_is_not_finite_names_the_image(value: float, heard: pytest.LogCaptu
     outputs = predictions()
     outputs["pred_masks"][1, 2] = value
     outputs["pred_logits"][1, 0] = value
-    matches = HungarianMatcher(num_points=64)(
-        outputs, [target(2), {**target(3), "name": "bad.jpg"}]
+    (matches,) = HungarianMatcher(num_points=64)(
+        [outputs], [target(2), {**target(3), "name": "bad.jpg"}]
     )
     assert [len(queries) for queries, _ in matches] == [2, 3]
     assert any(
@@ -216,8 +219,9 @@ def test_the_best_query_is_matched() -> None:
     small = wanted["masks"][:, ::4, ::4].float() * 20 - 10
     masks = torch.full((1, NUM_QUERIES, 16, 24), -10.0)
     masks[0, 4], masks[0, 1] = small[0], small[1]
-    ((queries, objects),) = HungarianMatcher(num_points=256)(
-        {"pred_logits": torch.zeros(1, NUM_QUERIES, NUM_CLASSES + 1), "pred_masks": masks}, [wanted]
+    logits = torch.zeros(1, NUM_QUERIES, NUM_CLASSES + 1)
+    (((queries, objects),),) = HungarianMatcher(num_points=256)(
+        [{"pred_logits": logits, "pred_masks": masks}], [wanted]
     )
     assert dict(zip(queries.tolist(), objects.tolist(), strict=True)) == {1: 1, 4: 0}
 
@@ -304,3 +308,58 @@ def test_pre_norm_reaches_every_layer() -> None:
     decoder = MaskedTransformerDecoder(num_classes=3, hidden_dim=32, num_layers=2, pre_norm=True)
     layers = [module for module in decoder.modules() if hasattr(module, "pre_norm")]
     assert [layer.pre_norm for layer in layers] == [True] * 6
+
+
+def test_matches_are_those_of_every_prediction_and_image_alone() -> None:
+    """Costs are computed for all predictions of an image at once, and copied for all images at once."""
+    targets, layers = [target(3), target(0), target(9)], []
+    for _ in range(3):
+        logits = torch.randn(3, NUM_QUERIES, NUM_CLASSES + 1)
+        layers.append({"pred_logits": logits, "pred_masks": torch.randn(3, NUM_QUERIES, 16, 24)})
+    drawn = [torch.rand(len(layers), 64, 2) for _ in targets]
+    draws = iter(drawn)
+    matcher = HungarianMatcher(num_points=64, rand=lambda *_, **__: next(draws))
+    found = list(matcher(layers, targets))
+    assert len(found) == len(layers)
+    for number, (layer, matches) in enumerate(zip(layers, found, strict=True)):
+        for i, wanted in enumerate(targets):
+            points = drawn[i][number : number + 1]
+            labels = sample_masks(wanted["masks"], points)
+            cost = torch.empty(NUM_QUERIES, len(labels), dtype=torch.float64)
+            for query in range(NUM_QUERIES):
+                predicted = sample_points(layer["pred_masks"][i, query][None, None], points)[0, 0]
+                probability = predicted.sigmoid()
+                classes = layer["pred_logits"][i, query].softmax(dim=0)
+                for number_of_object, label in enumerate(labels):
+                    dice = 2 * (probability * label).sum() + 1
+                    dice /= probability.sum() + label.sum() + 1
+                    mask = F.binary_cross_entropy_with_logits(predicted, label)
+                    likely = classes[wanted["labels"][number_of_object]]
+                    cost[query, number_of_object] = 5 * mask + 5 * (1 - dice) - 2 * likely
+            queries, objects = linear_sum_assignment(cost.numpy())
+            assert matches[i][0].tolist() == queries.tolist()
+            assert matches[i][1].tolist() == objects.tolist()
+
+
+def test_the_host_waits_once_for_all_predictions_and_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # has no such device
+    outputs = {**predictions(), "aux_outputs": [predictions(), predictions()]}
+    for prediction in (outputs, *outputs["aux_outputs"]):
+        prediction["pred_logits"].requires_grad_(), prediction["pred_masks"].requires_grad_()
+    targets, compared = [target(2), target(0)], criterion()
+    torch.manual_seed(0)
+    expected = compared(outputs, targets)
+    sum(expected.values()).backward()
+    torch.manual_seed(0)
+    with RemoteDevice() as device:
+        there, compared.empty_weight = remote(outputs), remote(compared.empty_weight)
+        losses = compared(there, remote(targets))
+        sum(losses.values()).backward()
+        assert len(device.waits) == 1, device.waits
+        assert {k: v.item() for k, v in losses.items()} == {
+            k: v.item() for k, v in expected.items()
+        }
+    gradient = there["aux_outputs"][1]["pred_masks"].grad.values
+    assert torch.equal(gradient, outputs["aux_outputs"][1]["pred_masks"].grad)

@@ -1,8 +1,9 @@
 """Parity with the official Mask2Former, on numbers made by running it with random weights."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from comer_d2.heads.criterion import SetCriterion
+from comer_d2.heads.hungarian import Matches
 from comer_d2.heads.mask2former import Mask2FormerHead
 from comer_d2.heads.mask_decoder import MaskedTransformerDecoder, attention_mask
 from comer_d2.heads.matcher import HungarianMatcher
@@ -154,11 +156,16 @@ class Draws(list[Tensor]):
 
 
 def read_criterion(
-    path: Path, draws: Draws
+    path: Path,
 ) -> tuple[dict, dict[str, Tensor], SetCriterion, dict, list[dict]]:
+    """With the official run's random numbers: those of an image's predictions are drawn together here."""
     tensors = load_file(path)
     about = json.loads(path.with_suffix(".json").read_text())
     weights = about["weights"]
+    drawn = [tensors[name] for name in sorted(tensors) if name.startswith("rand.")]
+    num_images = len(about["target_counts"])
+    step = num_images + 2  # of a prediction: its images' for the matching, two for the losses
+    draws = Draws(torch.cat(drawn[i::step]) for i in range(num_images))
     matcher = HungarianMatcher(
         cost_class=weights["loss_ce"],
         cost_mask=weights["loss_mask"],
@@ -176,7 +183,7 @@ def read_criterion(
         num_points=about["num_points"],
         oversample_ratio=about["oversample_ratio"],
         importance_sample_ratio=about["importance_sample_ratio"],
-        rand=draws,
+        rand=Draws(d for i, d in enumerate(drawn) if i % step >= num_images),
     )
 
     def prediction(name: str) -> dict[str, Tensor]:
@@ -187,18 +194,16 @@ def read_criterion(
     outputs["aux_outputs"] = [prediction(f"aux.{i}") for i in range(about["aux_layers"])]
     targets = [
         {"labels": tensors[f"target.{i}.labels"], "masks": tensors[f"target.{i}.masks"].bool()}
-        for i in range(len(about["target_counts"]))
+        for i in range(num_images)
     ]
     return about, tensors, criterion, outputs, targets
 
 
 @pytest.mark.golden("m2f_criterion*.safetensors")
 def test_losses_and_gradients(golden_path: Path) -> None:
-    draws = Draws()
-    about, tensors, criterion, outputs, targets = read_criterion(golden_path, draws)
-    draws += [tensors[name] for name in sorted(tensors) if name.startswith("rand.")]
+    about, tensors, criterion, outputs, targets = read_criterion(golden_path)
     losses = criterion(outputs, targets)
-    assert not draws  # every one was used
+    assert not criterion.rand and not criterion.matcher.rand  # every number was used
     weights = about["weight_dict"]
     assert set(losses) == set(weights)
     for name, loss in losses.items():
@@ -217,20 +222,20 @@ def test_losses_and_gradients(golden_path: Path) -> None:
 
 @pytest.mark.golden("m2f_criterion*.safetensors")
 def test_costs_and_matches(golden_path: Path) -> None:
-    draws = Draws()
-    about, tensors, criterion, outputs, targets = read_criterion(golden_path, draws)
-    rand = iter([tensors[name] for name in sorted(tensors) if name.startswith("rand.")])
+    about, tensors, criterion, outputs, targets = read_criterion(golden_path)
+    costs: list[Sequence[Tensor]] = []
+    assign = criterion.matcher.assign
+
+    def listening(found: Sequence[Sequence[Tensor]], *others: Any) -> Iterator[Matches]:
+        costs.extend(found)
+        return assign(found, *others)
+
+    criterion.matcher.assign = listening
     names = ["final", *(f"aux.{i}" for i in range(about["aux_layers"]))]
-    for name, prediction in zip(names, [outputs, *outputs["aux_outputs"]], strict=True):
-        of_images = [next(rand) for _ in targets]
-        next(rand), next(rand)  # those of the losses
-        draws += of_images
-        for number, target in enumerate(targets):
-            logits, masks = (prediction[key][number] for key in ("pred_logits", "pred_masks"))
-            cost = criterion.matcher.cost(logits, masks, target)
-            close(cost, tensors[f"matcher.{name}.{number}.cost"])
-        draws += of_images
-        for number, (queries, objects) in enumerate(criterion.matcher(prediction, targets)):
+    matches = list(criterion.matcher([outputs, *outputs["aux_outputs"]], targets))
+    for i, name in enumerate(names):
+        for number, (queries, objects) in enumerate(matches[i]):
+            close(costs[number][i], tensors[f"matcher.{name}.{number}.cost"])
             assert queries.tolist() == tensors[f"matcher.{name}.{number}.src_idx"].tolist()
             assert objects.tolist() == tensors[f"matcher.{name}.{number}.tgt_idx"].tolist()
 

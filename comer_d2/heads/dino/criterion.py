@@ -5,20 +5,15 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import box_convert, sigmoid_focal_loss
 
-from ..box_overlap import paired_iou
+from ..box_overlap import paired_generalized_iou, paired_iou
 from ..distributed import mean_over_processes
 from ..generalized_focal_loss import quality_focal_loss
+from ..hungarian import Matches, matched_pairs
 from .head import DINOOutputs
 from .matcher import BoxMatcher
 from .predictors import Prediction
-
-Matches = Sequence[tuple[Tensor, Tensor]]
-
-# The generalized IoU is the same in any unit, but torchvision adds 1e-7 to the areas: these must not
-# be areas of boxes in [0, 1].
-PIXELS = 1024
 
 
 class DINOCriterion(nn.Module):
@@ -75,16 +70,18 @@ class DINOCriterion(nn.Module):
             the layers before; with ``_enc`` of the proposals; with ``_dn``, ``_dn_0``, ... of the
             denoising queries.
         """
-        losses: dict[str, Tensor] = {}
         of_matching = {"_enc": outputs.proposals} | of_layers(outputs.layers)
-        for suffix, prediction in of_matching.items():
-            matches = self.matcher(prediction.logits, prediction.boxes, targets)
-            losses |= self.losses(prediction, targets, matches, suffix)
+        matches = self.matcher(list(of_matching.values()), targets)
+        # Denoising queries know their objects: meanwhile the costs are on their way to the CPU.
         assert outputs.denoising is not None  # as the head gives it where it is given targets
-        matches = outputs.denoising.matches([len(target["labels"]) for target in targets])
+        known = outputs.denoising.matches([len(target["labels"]) for target in targets])
+        denoised: dict[str, Tensor] = {}
         for suffix, prediction in of_layers(outputs.denoised, "_dn").items():
-            losses |= self.losses(prediction, targets, matches, suffix)
-        return losses
+            denoised |= self.losses(prediction, targets, known, suffix)
+        losses: dict[str, Tensor] = {}
+        for (suffix, prediction), found in zip(of_matching.items(), matches, strict=True):
+            losses |= self.losses(prediction, targets, found, suffix)
+        return losses | denoised
 
     def losses(
         self,
@@ -105,16 +102,10 @@ class DINOCriterion(nn.Module):
                 predict no class.
             suffix: of the losses' names.
         """
-        device = prediction.logits.device
-        queries = [
-            torch.stack([torch.full_like(matched, i), matched])
-            for i, (matched, _) in enumerate(matches)
-        ]
-        at = tuple(torch.cat(queries, dim=1).to(device))
-        pairs = [
-            (target, objects.to(device))
-            for target, (_, objects) in zip(targets, matches, strict=True)
-        ]
+        image, query, object_ = matched_pairs(matches, prediction.logits.device)
+        at = (image, query)
+        counts = [len(queries) for queries, _ in matches]
+        pairs = list(zip(targets, object_.split(counts), strict=True))
         labels = torch.cat([target["labels"][objects] for target, objects in pairs])
         wanted = torch.cat([target["boxes"][objects] for target, objects in pairs]).float()
         boxes = prediction.boxes[at].float()
@@ -127,11 +118,9 @@ class DINOCriterion(nn.Module):
         sums = {
             "loss_class": self.class_loss(prediction.logits.float(), scores),
             "loss_bbox": F.l1_loss(boxes, wanted, reduction="sum"),
-            "loss_giou": generalized_box_iou_loss(
-                corners * PIXELS, wanted_corners * PIXELS, reduction="sum"
-            ),
+            "loss_giou": (1 - paired_generalized_iou(corners, wanted_corners)).sum(),
         }
-        count = mean_over_processes(boxes.new_tensor(float(len(labels)))).clamp(min=1)
+        count = mean_over_processes(boxes.new_full((), len(labels))).clamp(min=1)
         return {name + suffix: loss / count * self.weights[name] for name, loss in sums.items()}
 
     def class_loss(self, logits: Tensor, scores: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """Matching of DINO's queries to objects by class and box."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou
 
-from ..hungarian import Hungarian
+from ..hungarian import Hungarian, Matches
+from .predictors import Prediction
 
 
 class BoxMatcher(nn.Module):
@@ -41,28 +42,26 @@ class BoxMatcher(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, logits: Tensor, boxes: Tensor, targets: Sequence[dict[str, Tensor]]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Matches every image of a batch.
+        self, predictions: Sequence[Prediction], targets: Sequence[dict[str, Tensor]]
+    ) -> Iterator[Matches]:
+        """Matches every image of a batch, for every prediction.
 
         Args:
-            logits: (B, Q, K).
-            boxes: (B, Q, 4) as (cx, cy, w, h); [0, 1] is the image.
+            predictions: of every layer.
             targets: of every image ``labels`` (n,) and ``boxes`` (n, 4), as the queries'; and, for
                 messages, its ``name``.
 
         Returns:
-            For every image the matched queries, ascending, and their objects, both (min(Q, n),)
-            int64 on the CPU.
+            An iterator over the predictions: for every image the matched queries, ascending, and
+            their objects, both (min(Q, n),) int64 on the CPU. The first waits for the costs.
         """
-        images = enumerate(zip(logits, boxes, targets, strict=True))
-        return [
-            self.assign(
-                self.cost(of_classes, of_boxes, target),
-                str(target.get("name", f"image {i} of the batch")),
-            )
-            for i, (of_classes, of_boxes, target) in images
-        ]
+        num_queries = [prediction.logits.shape[1] for prediction in predictions]
+        costs = []
+        for i, target in enumerate(targets):  # the queries of all predictions as those of one
+            logits = torch.cat([prediction.logits[i] for prediction in predictions])
+            boxes = torch.cat([prediction.boxes[i] for prediction in predictions])
+            costs.append(self.cost(logits, boxes, target).split(num_queries))
+        return self.assign(costs, targets)
 
     def cost(self, logits: Tensor, boxes: Tensor, target: dict[str, Tensor]) -> Tensor:
         """Cost of every pair of one image.

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from comer_d2.heads.dino import BoxMatcher, DINOCriterion
 from comer_d2.heads.dino.predictors import Prediction
 from tests.heads.dino.tiny_dino import roughen, tiny_features, tiny_head, tiny_target
+from tests.remote import RemoteDevice, remote
 
 BOX = [0.5, 0.5, 0.2, 0.2]
 OFF = [0.6, 0.5, 0.2, 0.2]  # half of it inside BOX: IoU 1/3, as is the generalized IoU
@@ -32,7 +34,7 @@ def test_cost() -> None:
 
     expected = [2 * focal(0.8) + 5 * 0.1 - 2 / 3, 2 * focal(0.3) - 2]
     assert cost[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
-    ((queries, objects),) = BoxMatcher()(logits, boxes, [target()])
+    (((queries, objects),),) = BoxMatcher()([Prediction(logits, boxes)], [target()])
     assert (queries.tolist(), objects.tolist()) == ([1], [0])
 
 
@@ -110,19 +112,12 @@ def test_more_objects_than_queries_are_warned_of(caplog: pytest.LogCaptureFixtur
     matcher = BoxMatcher()
     many = {**tiny_target(9), "name": "crowd.jpg"}
     for _ in range(2):
-        matches = matcher(torch.randn(1, 6, 4), torch.rand(1, 6, 4), [many])
+        (matches,) = matcher([Prediction(torch.randn(1, 6, 4), torch.rand(1, 6, 4))], [many])
     assert len(matches[0][0]) == 6
     assert sum("crowd.jpg has 9 objects" in r.getMessage() for r in caplog.records) <= 1
 
 
 def test_every_prediction_is_matched_anew() -> None:
-    seen: list[Tensor] = []
-
-    class Counting(BoxMatcher):
-        def forward(self, logits: Tensor, *args: object) -> list[tuple[Tensor, Tensor]]:
-            seen.append(logits)
-            return super().forward(logits, *args)
-
     layers = [Prediction(torch.randn(1, 5, 4), torch.rand(1, 5, 4)) for _ in range(3)]
     outputs = SimpleNamespace(
         layers=layers[:2],
@@ -130,11 +125,48 @@ def test_every_prediction_is_matched_anew() -> None:
         denoised=layers[:1],
         denoising=SimpleNamespace(matches=lambda counts: [(torch.arange(2), torch.arange(2))]),
     )
-    losses = DINOCriterion(matcher=Counting())(outputs, [tiny_target(2)])
-    assert len(seen) == 3
+    losses = DINOCriterion(matcher=BoxMatcher())(outputs, [tiny_target(2)])
     assert {n.removeprefix("loss_class") for n in losses if n.startswith("loss_class")} == {
         "",
         "_0",
         "_enc",
         "_dn",
     }
+
+
+def test_matches_are_those_of_every_prediction_and_image_alone() -> None:
+    """Costs are computed for all predictions of an image at once, and copied for all images at once."""
+    targets = [tiny_target(count) for count in (3, 0, 7)]
+    layers = [Prediction(torch.randn(3, q, 4), torch.rand(3, q, 4)) for q in (5, 5, 6)]
+    matcher = BoxMatcher()
+    found = list(matcher(layers, targets))
+    assert len(found) == len(layers)
+    for (logits, boxes), matches in zip(layers, found, strict=True):
+        for i, wanted in enumerate(targets):
+            cost = matcher.cost(logits[i], boxes[i], wanted)
+            queries, objects = linear_sum_assignment(cost.numpy())
+            assert matches[i][0].tolist() == queries.tolist()
+            assert matches[i][1].tolist() == objects.tolist()
+
+
+def test_the_host_waits_once_for_all_predictions_and_images() -> None:
+    layers = [Prediction(torch.randn(2, 5, 4), torch.rand(2, 5, 4)) for _ in range(3)]
+    denoising = SimpleNamespace(matches=lambda counts: [(torch.arange(n),) * 2 for n in counts])
+    outputs = SimpleNamespace(
+        layers=layers[:2], proposals=layers[2], denoised=layers[:1], denoising=denoising
+    )
+    targets = [tiny_target(2), tiny_target(0)]
+    criterion = DINOCriterion(matcher=BoxMatcher(), quality=True)
+    expected = criterion(outputs, targets)
+    with RemoteDevice() as device:
+        there = SimpleNamespace(
+            layers=remote(layers[:2]),
+            proposals=remote(layers[2]),
+            denoised=remote(layers[:1]),
+            denoising=denoising,
+        )
+        losses = criterion(there, remote(targets))
+        assert len(device.waits) == 1, device.waits
+        assert {k: v.item() for k, v in losses.items()} == {
+            k: v.item() for k, v in expected.items()
+        }

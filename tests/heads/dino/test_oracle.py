@@ -12,6 +12,7 @@ from torchvision.ops import box_convert
 
 from comer_d2.heads.dino import BoxMatcher, DINOCriterion, DINOHead
 from comer_d2.heads.dino.head import DINOOutputs
+from comer_d2.heads.dino.predictors import Prediction
 from comer_d2.weights.origins.mmdetection_dino import layout
 from tests.heads.dino.tiny_dino import tiny_head
 
@@ -114,13 +115,15 @@ def test_predictions_of_every_layer(
 @pytest.mark.parametrize("case", CASES)
 def test_assignments(oracle: dict[str, Tensor], about: dict, case: str) -> None:
     wanted = targets(oracle, about["sizes"][case])
-    for layer in range(about["decoder_layers"]):
-        logits, boxes = (oracle[f"{case}.{name}"][layer] for name in ("logits", "boxes"))
-        for i, (queries, objects) in enumerate(BoxMatcher()(logits, boxes, wanted)):
+    logits, boxes = (oracle[f"{case}.{name}"] for name in ("logits", "boxes"))
+    layers = [Prediction(*of_layer) for of_layer in zip(logits, boxes, strict=True)]
+    for layer, matches in enumerate(BoxMatcher()(layers, wanted)):
+        for i, (queries, objects) in enumerate(matches):
             expected = under(f"{case}.match.{layer}.{i}.", oracle)
             order = expected["queries"].argsort()
             assert queries.tolist() == expected["queries"][order].tolist()
             assert wanted[i]["labels"][objects].tolist() == expected["labels"][order].tolist()
+    assert len(layers) == about["decoder_layers"]
 
 
 @pytest.mark.parametrize("case", [*CASES, "padded.quality"])
