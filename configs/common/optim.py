@@ -9,6 +9,8 @@ from comer_d2.d2.engine.optim import get_param_groups
 
 # lr 1e-4, betas (0.9, 0.999), weight decay 0.1
 AdamW = model_zoo.get_config("common/optim.py").AdamW
+# One kernel for all parameters, instead of one for each operation: null is true on CUDA.
+AdamW.fused = None
 AdamW.params = L(get_param_groups)(
     # params.model is set when the model is there
     base_lr="${..lr}",

@@ -6,6 +6,7 @@ from typing import Any
 
 from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver.build import reduce_param_groups
+from omegaconf import DictConfig
 from torch import nn
 
 # What comes before the blocks, and so learns as slowly as the position table.
@@ -102,3 +103,17 @@ def get_param_groups(
             }
         )
     return reduce_param_groups(groups)
+
+
+def settle_fused(optimizer: DictConfig, device_type: str) -> None:
+    """Turn ``optimizer.fused=null`` into true on CUDA.
+
+    There one kernel updates all parameters, and a step that float16 has to skip is skipped by the
+    device, which the host need not wait for. On a CPU PyTorch's own default stays.
+
+    Args:
+        optimizer: the config's node; without the key nothing changes.
+        device_type: "cpu" or "cuda".
+    """
+    if device_type == "cuda" and optimizer.get("fused", False) is None:
+        optimizer.fused = True

@@ -13,8 +13,9 @@ from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Not settings, or set anew by the schedule at every step (initial_lr is the setting).
-_NO_SETTINGS = {"params", "param_names", "initial_lr"}
+# Not settings, set anew by the schedule at every step (initial_lr is the setting), or only how the same
+# update is computed.
+_NO_SETTINGS = {"params", "param_names", "initial_lr", "foreach", "fused"}
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:

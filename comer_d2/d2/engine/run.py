@@ -39,6 +39,7 @@ from .early_stopping import EarlyStopping
 from .evaluation import evaluate
 from .hooks import Checkpoints, Evaluation, Reports
 from .interrupt import InterruptFlag
+from .optim import settle_fused
 from .output_folder import describe, locked, make_writable, remove_half_written
 from .overrides import override_keys
 from .progress import EVALUATED, Forecast, MetricsFile, RecentMetrics, Throughput, Writers, writers
@@ -251,9 +252,10 @@ def build_trainer(
     for split in ("train", "test"):
         check_classes(cfg, split)
     model = build_model(cfg)
-    cfg.optimizer.params.model = model
-    optimizer = build(cfg, "optimizer")
     device = torch.device(cfg.train.device)
+    cfg.optimizer.params.model = model
+    settle_fused(cfg.optimizer, device.type)
+    optimizer = build(cfg, "optimizer")
     device_ids = [torch.cuda.current_device()] if device.type == "cuda" else None
     ddp = {"device_ids": device_ids, **cfg.train.ddp}
     trainer = Trainer(

@@ -128,8 +128,8 @@ class Trainer(TrainerBase):
             losses = self._backward(batch, scales, last=number == self.accumulation_steps - 1)
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach().float() / self.accumulation_steps
-        self._record(sums, data_seconds, sum(len(batch) for batch in batches))
-        finite = self._finish_gradients()
+        norm = self._finish_gradients()
+        finite = self._record(sums, norm, data_seconds, sum(len(batch) for batch in batches))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._count_skipped(finite)
@@ -157,15 +157,27 @@ class Trainer(TrainerBase):
             self.scaler.scale(total / self.accumulation_steps).backward()
         return losses
 
-    def _record(self, losses: dict[str, Tensor], data_seconds: float, images: int) -> None:
-        """Share losses and the wish to stop among the processes, in one exchange; keep them."""
+    def _record(
+        self, losses: dict[str, Tensor], norm: Tensor, data_seconds: float, images: int
+    ) -> bool:
+        """Share losses and the wish to stop among the processes, in one exchange; keep them.
+
+        This is where a step waits for its device, and the only place.
+
+        Returns:
+            Whether all gradients are finite; if not, the scaler is going to skip this step.
+
+        Raises:
+            TrainingError: a loss is not finite, or a gradient is not and there is no scaler.
+        """
         names = sorted(losses)
         signum = self.interrupt.signum if self.interrupt else 0
-        own = torch.stack([losses[name].reshape(()) for name in names])
-        extra = torch.tensor([data_seconds, images, signum], dtype=own.dtype)
-        rows = _gather_rows(torch.cat([own, extra.to(own.device)]))
-        *means, _, _, _ = rows.mean(dim=0).tolist()
-        data_seconds, _, signum = rows[:, -3:].amax(dim=0).tolist()
+        own = torch.stack([losses[name].reshape(()) for name in names] + [norm.float()])
+        # Filled on the device, not copied to it: a copy would wait.
+        extra = [own.new_full((1,), value) for value in (data_seconds, images, signum)]
+        rows = _gather_rows(torch.cat([own, *extra]))
+        *means, _, _, _, _ = rows.mean(dim=0).tolist()
+        total_norm, data_seconds, _, signum = rows[:, -4:].amax(dim=0).tolist()
         self.images_per_step = int(rows[:, -2].sum())
         wrong = [
             f"{name} = {value}" for name, value in zip(names, means) if not math.isfinite(value)
@@ -181,6 +193,15 @@ class Trainer(TrainerBase):
         self.storage.put_scalar("total_loss", sum(means))
         if len(names) > 1:
             self.storage.put_scalars(**dict(zip(names, means)))
+        if math.isfinite(total_norm):
+            self.storage.put_scalar("grad_norm", total_norm)
+            return True
+        if not self.scaler.is_enabled():
+            raise TrainingError(
+                f"{self._broken_gradient()} at iteration {self.iter}; the weights were not "
+                "updated and no checkpoint was written"
+            )
+        return False
 
     def _broken_weight(self) -> str | None:
         """That an earlier update spoilt the weights, if one did."""
@@ -192,31 +213,19 @@ class Trainer(TrainerBase):
                 )
         return None
 
-    def _finish_gradients(self) -> bool:
+    def _finish_gradients(self) -> Tensor:
         """Undo the loss scale, and clip.
 
         Returns:
-            Whether all gradients are finite; if not, the scaler is going to skip this step.
-
-        Raises:
-            TrainingError: they are not, and there is no scaler.
+            () the gradients' norm before, on their device.
         """
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        total = nn.utils.get_total_norm(gradients, self.grad_norm_type)
+        norm = nn.utils.get_total_norm(gradients, self.grad_norm_type)
         if self.max_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, total)
-        norm = total.item()
-        if math.isfinite(norm):
-            self.storage.put_scalar("grad_norm", norm)
-            return True
-        if not self.scaler.is_enabled():
-            raise TrainingError(
-                f"{self._broken_gradient()} at iteration {self.iter}; the weights were not "
-                "updated and no checkpoint was written"
-            )
-        return False
+            nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        return norm
 
     def _broken_gradient(self) -> str:
         """Which gradient is NaN or infinite, for a message."""

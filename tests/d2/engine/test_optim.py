@@ -9,7 +9,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.layers.batch_norm import LayerNorm as ChannelsFirstLayerNorm
 from torch import nn
 
-from comer_d2.d2.engine.optim import get_param_groups
+from comer_d2.d2.engine.optim import get_param_groups, settle_fused
 
 COCO = Path(__file__).parents[3] / "configs" / "COCO"
 
@@ -184,3 +184,21 @@ def test_mask2formers_embeddings_are_not_decayed(leaf: str) -> None:
         assert found[model.get_parameter(name)][1] == 0.0, name
     for name in ("sem_seg_head.pixel_decoder.transformer.level_embed", "backbone.level_embed"):
         assert found[model.get_parameter(name)][1] == 0.05, name
+
+
+def test_the_update_is_fused_by_device() -> None:
+    for device, given, expected in (
+        ("cpu", None, None),
+        ("cuda", None, True),
+        ("cuda", False, False),
+        ("cpu", True, True),
+    ):
+        cfg = LazyConfig.load(str(COCO / "mask_rcnn_comer_t_1x.py"))
+        assert cfg.optimizer.fused is None
+        cfg.optimizer.fused = given
+        settle_fused(cfg.optimizer, device)
+        cfg.optimizer.params = [nn.Parameter(torch.zeros(2))]
+        assert instantiate(cfg.optimizer).defaults["fused"] is expected
+    del cfg.optimizer["fused"]  # Detectron2's own
+    settle_fused(cfg.optimizer, "cuda")
+    assert "fused" not in cfg.optimizer

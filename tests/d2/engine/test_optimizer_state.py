@@ -112,3 +112,22 @@ def test_damaged_states_are_refused(average: Tensor, message: str) -> None:
     saved["state"][0]["exp_avg"] = average
     with pytest.raises(UserError, match=message):
         load_optimizer(adamw(model, [NAMES]), model, saved)
+
+
+@pytest.mark.parametrize(("before", "after"), [(True, True), (None, True), (True, None)])
+def test_the_fused_update_goes_on_where_another_stopped(
+    before: bool | None, after: bool | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same averages and count of steps; and to compute them otherwise is no change of settings."""
+    model = make_model()
+    saved = trained(model, adamw(model, [NAMES], fused=before))
+    optimizer = adamw(model, [NAMES], fused=after)
+    load_optimizer(optimizer, model, saved)
+    assert not caplog.text
+    (group,) = optimizer.param_groups
+    assert group["fused"] is after
+    states = zip(saved["state"].values(), optimizer.state.values(), strict=True)
+    assert all(torch.equal(old[key], new[key]) for old, new in states for key in old)
+    torch.manual_seed(1)
+    trained(model, optimizer)
+    assert all(state["step"] == 4 for state in optimizer.state.values())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from comer_d2.d2.engine.trainer import SKIPPED_STEPS, Trainer
 from comer_d2.d2.errors import TrainingError
+from tests.remote import RemoteDevice, remote
 
 
 class Regression(nn.Module):
@@ -154,3 +155,21 @@ def test_weights_that_are_not_finite_are_not_said_to_be_untouched() -> None:
         trainer.train(0, 5)
     assert "not updated" not in str(error.value)
     assert trainer.iter > 0
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_the_host_waits_once_a_step(max_grad_norm: float | None) -> None:
+    """For losses, the gradients' norm and the wish to stop together."""
+    expected = make_trainer(max_grad_norm=max_grad_norm)
+    expected.train(0, 2)
+    with RemoteDevice() as device:
+        trainer = make_trainer(max_grad_norm=max_grad_norm)
+        for name, parameter in list(trainer.model.linear.named_parameters()):
+            setattr(trainer.model.linear, name, nn.Parameter(remote(parameter.detach())))
+        trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
+        trainer.data_loader = [remote(batch) for batch in itertools.islice(trainer.data_loader, 2)]
+        trainer.train(0, 2)
+        assert len(device.waits) == 2, device.waits
+        assert torch.equal(weights(trainer).values, weights(expected))
+    for name in ("total_loss", "loss_fit", "grad_norm"):
+        assert trainer.storage.latest()[name] == expected.storage.latest()[name]
