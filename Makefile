@@ -8,7 +8,7 @@ ARGS ?=
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-seg test lint format benchmark sanitize static-build other-torch docs
+.PHONY: help install quickstart quickstart-seg test lint format benchmark sanitize static-build other-torch docs ablation
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ lint:  ## check style, formatting and types
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
+
+ablation: install  ## the paper's ladder on the quickstart's digits: a plain ViT, and each part added (an hour on a CPU)
+	@$(PYTHON) benchmarks/ablation.py $(ARGS)
 
 docs:  ## build docs/ and the reference as a site, in build/site
 	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet

@@ -110,7 +110,7 @@ TASKS = {
 }
 
 # What `train_net.py --eval-only` leaves in the folder that the config names.
-OF_EVALUATION = {"evaluation.json", "log.txt", "inference"}
+OF_EVALUATION = {"evaluation.json", "log.txt", "inference", "report"}
 
 
 def parse_arguments() -> argparse.Namespace:
