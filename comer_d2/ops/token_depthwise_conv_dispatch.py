@@ -88,7 +88,8 @@ def _sets(flat: Tensor, channels: int, kernel_sizes: Sequence[int]) -> list[list
     ]
 
 
-def _fall_back(tokens, flat_shapes, weight, bias, kernel_sizes) -> Tensor:
+def by_conv2d(tokens, flat_shapes, weight, bias, kernel_sizes) -> Tensor:
+    """The operator on any device, in elementary operations."""
     check(tokens, pairs(flat_shapes), weight, bias, kernel_sizes)
     channels, ones = tokens.shape[2], [1] * len(kernel_sizes)
     if tokens.numel() == 0:
@@ -114,7 +115,7 @@ def _fall_back_backward(
     return grad_tokens, flat[0].to(weight.dtype), flat[1].to(bias.dtype)
 
 
-register_fallback("token_depthwise_conv", _fall_back)
+register_fallback("token_depthwise_conv", by_conv2d)
 register_fallback("token_depthwise_conv_backward", _fall_back_backward)
 
 
