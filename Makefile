@@ -8,7 +8,7 @@ ARGS ?=
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-seg test lint format benchmark sanitize static-build other-torch docs ablation
+.PHONY: help install quickstart quickstart-seg finetuning test lint format benchmark sanitize static-build other-torch docs ablation
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

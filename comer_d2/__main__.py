@@ -22,6 +22,7 @@ COMMANDS = {
     ),
     "data split": ("comer_d2.d2.commands.split_data", "a COCO json to a training and a val part"),
     "convert": ("comer_d2.d2.commands.convert", "convert a checkpoint for a config's model"),
+    "replay": ("comer_d2.d2.commands.replay", "compute a training step again that went wrong"),
     "info": ("comer_d2.info", "versions, devices, and what computes the operator"),
 }
 

@@ -14,6 +14,10 @@ train = model_zoo.get_config("common/train.py").train
 # there, only one may be given.
 train.epochs = None
 
+# On a GPU: try how many images fit at once, with the worst samples of the data, and accumulate the rest of an
+# update, which sees as many images as the config says.
+train.auto_batch_size = False
+
 # The images per update (total_batch_size * accumulation_steps) that optimizer.lr is for. With another
 # number the rate is multiplied by the root of their ratio, as fits AdamW; optimizer.lr on the command
 # line is taken as it is. null: so is the config's.
@@ -52,6 +56,14 @@ train.early_stopping = dict(
 # Whether output_dir/report/index.html, a page on the evaluation, is written after each one of a best model
 # and by --eval-only.
 train.report = True
+
+# A total loss of so many times the median of the last 20 is a spike: the step is written to the output folder, at most
+# three times in a run, for `comer-d2 replay`; so is a step whose loss or gradient is not finite. null: no spikes.
+train.spike_factor = 10.0
+
+# For so large a share of the run, from its beginning, the ViT is not updated, while new layers learn.
+# (The ViT's freeze_at freezes it for all of it, and saves work and memory.)
+train.frozen_vit = 0.0
 
 # Beside the terminal and metrics.json: "tensorboard", "csv", "wandb", "mlflow", any of them.
 train.loggers = ["tensorboard"]

@@ -182,6 +182,20 @@ class TrainLoader:
         """The next iteration starts after this many batches (of each process)."""
         self._stream.start = batches
 
+    def examples(self, count: int) -> Iterator[Sample]:
+        """The first samples of the stream, at most `count`, mapped in this process."""
+        for batch in self._stream:
+            for key in batch:
+                if count == 0:
+                    return
+                count -= 1
+                yield self._dataset[key]
+
+    def act_as(self, rank: int, world_size: int) -> None:
+        """Give, in a single process, the batches that one of several processes gets."""
+        self._stream.rank, self._stream.world_size = rank, world_size
+        self._stream.batch_size //= world_size
+
     def state_dict(self) -> dict[str, int]:
         """The seed; the position is what the caller counted."""
         return {"seed": self._stream.seed}

@@ -34,6 +34,9 @@ TRAIN_DEFAULTS = {
     "init_allow": [],
     "init_sha256": None,
     "loggers": ["tensorboard"],
+    "auto_batch_size": False,
+    "spike_factor": 10.0,
+    "frozen_vit": 0.0,
     "seed": -1,
     "cudnn_benchmark": False,
     "float32_precision": "",
@@ -138,6 +141,13 @@ def _check_train(train: DictConfig) -> None:
         value = train[key]
         if value is not None and (isinstance(value, bool) or not value > 0):
             raise UserError(f"train.{key}={value!r} must be positive, or null")
+    if isinstance(train.loggers, str):
+        train.loggers = [train.loggers]
+    factor = train.spike_factor
+    if factor is not None and (isinstance(factor, bool) or not factor > 0):
+        raise UserError(f"train.spike_factor={factor!r} must be positive, or null")
+    if not 0 <= train.frozen_vit <= 1:
+        raise UserError(f"train.frozen_vit={train.frozen_vit!r} is a share of the run, 0 to 1")
     if not 0 < train.ema.decay < 1:
         raise UserError(f"train.ema.decay={train.ema.decay!r} must be between 0 and 1")
     patience = train.early_stopping.patience

@@ -84,7 +84,6 @@ def ways_to_shorten(cfg: DictConfig) -> str:
         ways.append(f"a smaller dataset.image_size (now {cfg.dataset.image_size})")
     if not cfg.train.amp.enabled and torch.device(cfg.train.device).type == "cuda":
         ways.append("train.amp.enabled=true")
-    if "vit_lr_factor" in cfg.optimizer.get("params", ()) and cfg.optimizer.params.vit_lr_factor:
-        ways.append("a frozen ViT (optimizer.params.vit_lr_factor=0)")
+    ways.append("a frozen ViT (its freeze_at)")
     ways.append("a smaller model (configs/custom/*_t*.py)")
     return ", ".join(ways)

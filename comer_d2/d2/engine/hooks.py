@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
+from torch import nn
 
 from ..data.random_state import get_random_state, preserved_random_state
 from .average import WeightAverage
@@ -88,6 +89,27 @@ class Checkpoints(HookBase):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._folder.numbered = [str(name) for name in state_dict["numbered"]]
+
+
+class FrozenStart(HookBase):
+    """Keeps parameters as they are for the first part of a run.
+
+    Their gradients are computed, as several processes expect them, and thrown away.
+
+    Args:
+        parameters: which.
+        share: how large a part of the run, 0 to 1.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], share: float) -> None:
+        self._parameters = list(parameters)
+        self._share = share
+
+    def before_step(self) -> None:
+        frozen = self.trainer.iter < self._share * self.trainer.max_iter
+        if self.trainer.frozen and not frozen:
+            logger.info("The ViT is trained from iteration %d on", self.trainer.iter)
+        self.trainer.frozen = self._parameters if frozen else []
 
 
 class Evaluation(HookBase):

@@ -9,6 +9,8 @@ from detectron2.solver.build import reduce_param_groups
 from omegaconf import DictConfig
 from torch import nn
 
+from ..errors import UserError
+
 # What comes before the blocks, and so learns as slowly as the position table.
 EMBEDDING = re.compile(r"^backbone(?:\..*?)?\.(prefix_tokens$|norm_pre\.)")
 VIT_BLOCK = re.compile(r"^(backbone(?:\..*?)?)\.blocks\.(\d+)\.")
@@ -48,8 +50,8 @@ def get_param_groups(
         lr_decay_rate: ratio of the learning rates of two consecutive blocks, in (0, 1]; 1 for none.
         no_decay: parts of names, between dots, of parameters that are not decayed: "pos_embed", or
             "predictor.level_embed" for the weight of that module.
-        vit_lr_factor: of the ViT alone, position table and embedding included, next to the layer decay;
-            0 freezes it: its parameters need no gradients and are in no group.
+        vit_lr_factor: of the ViT alone, position table and embedding included, next to the layer decay. (The
+            ViT's ``freeze_at`` freezes it.)
         backbone_lr_factor: of everything under ``backbone``, next to the other rules; a tenth where
             a DETR stands on a pretrained hierarchical network.
 
@@ -77,17 +79,15 @@ def get_param_groups(
             f"{len(stages)} stages ({stages[0]}, ...): it is for plain ViTs. Set it to 1; "
             "backbone_lr_factor slows down the whole backbone"
         )
-    if vit_lr_factor < 0 or (vit_lr_factor != 1 and len(stages) != 1):
+    if vit_lr_factor <= 0 or (vit_lr_factor != 1 and len(stages) != 1):
         raise ValueError(
-            f"vit_lr_factor is {vit_lr_factor}: it must be 0 or more, and is for models with one plain ViT "
-            f"under backbone; {type(model).__name__} has {len(stages)}"
+            f"vit_lr_factor is {vit_lr_factor}: it must be positive (freeze_at of the ViT freezes it), and is "
+            f"for models with one plain ViT under backbone; {type(model).__name__} has {len(stages)}"
         )
-    vit = f"{stages[0]}." if stages else None
+    of_vit = {id(p) for p in vit_parameters(model)} if len(stages) == 1 else set()
     groups = []
     for name, parameter in model.named_parameters():
-        of_vit = vit is not None and name.startswith(vit)
-        if of_vit and vit_lr_factor == 0:
-            parameter.requires_grad_(False)
+        in_vit = id(parameter) in of_vit
         if not parameter.requires_grad:
             continue
         decayed = parameter.ndim > 1 and not any(f".{part}." in f".{name}." for part in no_decay)
@@ -98,7 +98,7 @@ def get_param_groups(
                 "lr": base_lr
                 * get_vit_lr_decay_rate(layer, lr_decay_rate, num_layers)
                 * (backbone_lr_factor if name.startswith("backbone.") else 1.0)
-                * (vit_lr_factor if of_vit else 1.0),
+                * (vit_lr_factor if in_vit else 1.0),
                 "weight_decay": weight_decay if decayed else 0.0,
             }
         )
@@ -117,3 +117,18 @@ def settle_fused(optimizer: DictConfig, device_type: str) -> None:
     """
     if device_type == "cuda" and optimizer.get("fused", False) is None:
         optimizer.fused = True
+
+
+def vit_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """All parameters of a model's plain ViT, which is the module that has the blocks.
+
+    Raises:
+        UserError: there is no plain ViT under ``backbone``.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    prefixes = {match[1] for name in names if (match := VIT_BLOCK.match(name))}
+    if len(prefixes) != 1:
+        raise UserError(
+            f"{type(model).__name__} has no plain ViT to freeze (found {len(prefixes)}): set train.frozen_vit=0"
+        )
+    return list(model.get_submodule(prefixes.pop()).parameters())

@@ -29,6 +29,7 @@ from ..data.custom import log_dataset, register_dataset
 from ..data.kind import CheckedDataset
 from ..errors import Interrupted, TrainingError, UserError
 from ..modeling.images import refuse_to_cut
+from .auto_batch import settle_batch
 from .average import WeightAverage
 from .best_model import BestModel
 from .checkpoint import CheckpointFolder, load_checkpoint
@@ -37,13 +38,14 @@ from .config import load_config, settle_device
 from .derived import derive, ways_to_shorten
 from .early_stopping import EarlyStopping
 from .evaluation import evaluate
-from .hooks import Checkpoints, Evaluation, Reports
+from .hooks import Checkpoints, Evaluation, FrozenStart, Reports
 from .interrupt import InterruptFlag
-from .optim import settle_fused
+from .optim import settle_fused, vit_parameters
 from .output_folder import describe, locked, make_writable, remove_half_written
 from .overrides import override_keys
 from .progress import EVALUATED, Forecast, MetricsFile, RecentMetrics, Throughput, Writers, writers
 from .resume import resume
+from .step_record import StepRecorder
 from .trainer import Trainer
 from .yaml_config import check_targets, read_yaml
 
@@ -185,6 +187,9 @@ def train(
         remove_half_written(cfg.train.output_dir)
     with InterruptFlag() as interrupt:
         loader = build(cfg, "dataloader.train")
+        if cfg.train.auto_batch_size:
+            logger.info("%s", settle_batch(cfg, loader, lambda: build_model(cfg)))
+            loader = build(cfg, "dataloader.train")
         for note in derive(cfg, loader, given):
             logger.info("%s", note)
         if comm.is_main_process():
@@ -268,6 +273,7 @@ def build_trainer(
         grad_norm_type=cfg.train.clip_grad.norm_type,
         accumulation_steps=cfg.train.accumulation_steps,
         interrupt=interrupt,
+        recorder=StepRecorder(cfg.train.output_dir, cfg.train.spike_factor),
     )
     average = WeightAverage(model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
     checkpoints = Checkpoints(folder, cfg.train.checkpointer.period, average)
@@ -295,6 +301,11 @@ def build_trainer(
             Forecast(device.type, ways_to_shorten(cfg)),
             hooks.LRScheduler(scheduler=build(cfg, "lr_multiplier")),
             RecentMetrics(),
+            *(
+                [FrozenStart(vit_parameters(model), cfg.train.frozen_vit)]
+                if cfg.train.frozen_vit
+                else []
+            ),
             *([average] if average else []),
             checkpoints,
             evaluation,

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import TrainingError
 from .interrupt import InterruptFlag
 from .optimizer_state import load_optimizer, save_optimizer
+from .step_record import StepRecorder
 
 # Steps in a row that float16 may skip. The loss scale begins at 2**16 and halves at each: after so
 # many it is below 1/100, where no gradient overflows for its scale.
@@ -41,6 +42,7 @@ class Trainer(TrainerBase):
             divided by what is in a batch gives the weights for that: ``model.loss_scales(batches)``
             returns, for every batch, the factors of its losses by the beginnings of their names.
         interrupt: is looked at after every step.
+        recorder: writes down a step whose loss is a spike or not finite.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Trainer(TrainerBase):
         grad_norm_type: float = 2.0,
         accumulation_steps: int = 1,
         interrupt: InterruptFlag | None = None,
+        recorder: StepRecorder | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -66,6 +69,8 @@ class Trainer(TrainerBase):
         self.grad_norm_type = grad_norm_type
         self.accumulation_steps = accumulation_steps
         self.interrupt = interrupt
+        self.recorder = recorder
+        self.frozen: list[nn.Parameter] = []  # not updated; a hook may change it between steps
         self.scaler = torch.amp.GradScaler(device_type, enabled=amp_dtype == torch.float16)
         self.interrupted_by = 0  # the signal's number, once all processes know of it
         self.ended_early = False  # by a hook, for all processes: there is nothing to gain any more
@@ -123,16 +128,32 @@ class Trainer(TrainerBase):
         start = time.perf_counter()
         batches = [next(self._batches) for _ in range(self.accumulation_steps)]
         data_seconds = time.perf_counter() - start
-        sums: dict[str, Tensor] = {}
-        for number, (batch, scales) in enumerate(zip(batches, self._loss_scales(batches))):
-            losses = self._backward(batch, scales, last=number == self.accumulation_steps - 1)
-            for name, loss in losses.items():
-                sums[name] = sums.get(name, 0) + loss.detach().float() / self.accumulation_steps
+        if self.recorder:
+            self.recorder.begin(batches)
+        try:
+            sums = self.accumulate(batches)
+        except FloatingPointError as error:  # Detectron2's, of proposals that are not finite
+            raise self._gave_up(str(error)) from error
+        for parameter in self.frozen:
+            parameter.grad = None
         norm = self._finish_gradients()
         finite = self._record(sums, norm, data_seconds, sum(len(batch) for batch in batches))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._count_skipped(finite)
+
+    def accumulate(self, batches: list[list[Any]]) -> dict[str, Tensor]:
+        """Forward and backward of an update's batches.
+
+        Returns:
+            Name -> the loss, () float32, the mean of the batches'; their gradients are the parameters'.
+        """
+        sums: dict[str, Tensor] = {}
+        for number, (batch, scales) in enumerate(zip(batches, self._loss_scales(batches))):
+            losses = self._backward(batch, scales, last=number == self.accumulation_steps - 1)
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0) + loss.detach().float() / self.accumulation_steps
+        return sums
 
     def _loss_scales(self, batches: list[list[Any]]) -> list[dict[str, float]]:
         """For every batch of an update, beginnings of loss names -> factors; see `Trainer`."""
@@ -182,12 +203,16 @@ class Trainer(TrainerBase):
         wrong = [
             f"{name} = {value}" for name, value in zip(names, means) if not math.isfinite(value)
         ]
+        of_processes = {name: rows[:, i].tolist() for i, name in enumerate(names)}
         if wrong:
-            raise TrainingError(
+            raise self._kept(
                 f"loss is not finite at iteration {self.iter}: {', '.join(wrong)}; "
                 + (self._broken_weight() or "the weights were not updated")
-                + ", and no checkpoint was written"
+                + ", and no checkpoint was written",
+                of_processes,
             )
+        if self.recorder and self.recorder.is_spike(sum(means)):
+            self._keep(f"total_loss = {sum(means):.4g} is a spike", of_processes)
         self.interrupted_by = int(signum)
         self.storage.put_scalar("data_time", data_seconds)
         self.storage.put_scalar("total_loss", sum(means))
@@ -197,11 +222,30 @@ class Trainer(TrainerBase):
             self.storage.put_scalar("grad_norm", total_norm)
             return True
         if not self.scaler.is_enabled():
-            raise TrainingError(
+            raise self._kept(
                 f"{self._broken_gradient()} at iteration {self.iter}; the weights were not "
-                "updated and no checkpoint was written"
+                "updated and no checkpoint was written",
+                of_processes,
             )
         return False
+
+    def _keep(self, reason: str, losses: dict[str, list[float]]) -> str:
+        """Write the step down, with the losses of all processes; returns the file's path."""
+        has_seed = hasattr(self.data_loader, "state_dict")
+        seed = self.data_loader.state_dict() if has_seed else None
+        return self.recorder.write(reason, self.iter, self.bare_model, losses, seed)
+
+    def _gave_up(self, reason: str) -> TrainingError:
+        """The error of a model that gives up in its forward; other processes may not, and cannot be asked."""
+        reason = f"{reason.rstrip('!. ')} at iteration {self.iter}; no checkpoint was written"
+        return self._kept(reason, {}) if comm.get_world_size() == 1 else TrainingError(reason)
+
+    def _kept(self, reason: str, losses: dict[str, list[float]]) -> TrainingError:
+        """The error that ends the run, after the step was written down."""
+        if not self.recorder:
+            return TrainingError(reason)
+        path = self._keep(reason, losses)
+        return TrainingError(f"{reason}. The step is kept: comer-d2 replay {path}")
 
     def _broken_weight(self) -> str | None:
         """That an earlier update spoilt the weights, if one did."""

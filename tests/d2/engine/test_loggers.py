@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from detectron2.utils.events import EventStorage, JSONWriter
 
+from comer_d2.d2.engine.config import load_config
 from comer_d2.d2.engine.loggers import check_loggers, make_loggers
 from comer_d2.d2.errors import UserError
+from tests.d2.runs import ROOT
 
 
 def write_three(folder: Path, loggers: list[str], start: int = 0) -> None:
@@ -102,3 +104,8 @@ def test_mistakes_are_told_before_training(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("comer_d2.d2.engine.loggers.find_spec", lambda name: None)
     with pytest.raises(UserError, match="wandb, which is not installed: pip install wandb"):
         check_loggers(["wandb"])
+
+
+def test_one_logger_needs_no_brackets() -> None:
+    config = str(ROOT / "configs/custom/mask_rcnn_comer_t.py")
+    assert load_config(config, ["train.loggers=csv"]).train.loggers == ["csv"]

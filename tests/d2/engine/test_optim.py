@@ -9,7 +9,8 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.layers.batch_norm import LayerNorm as ChannelsFirstLayerNorm
 from torch import nn
 
-from comer_d2.d2.engine.optim import get_param_groups, settle_fused
+from comer_d2.d2.engine.optim import get_param_groups, settle_fused, vit_parameters
+from comer_d2.d2.errors import UserError
 
 COCO = Path(__file__).parents[3] / "configs" / "COCO"
 
@@ -202,3 +203,39 @@ def test_the_update_is_fused_by_device() -> None:
     del cfg.optimizer["fused"]  # Detectron2's own
     settle_fused(cfg.optimizer, "cuda")
     assert "fused" not in cfg.optimizer
+
+
+def vit_under_a_neck() -> nn.Module:
+    """Names as in a detector: a ViT of two blocks, the CNN beside it, a head."""
+    model = nn.ModuleDict({"backbone": nn.Module(), "head": nn.Linear(2, 2)})
+    model.backbone.bottom_up = nn.Module()
+    model.backbone.bottom_up.stem = nn.Linear(2, 2)
+    model.backbone.bottom_up.vit = nn.Module()
+    model.backbone.bottom_up.vit.pos_embed = nn.Parameter(torch.zeros(1, 2))
+    model.backbone.bottom_up.vit.blocks = nn.ModuleList([nn.Linear(2, 2) for _ in range(2)])
+    return model
+
+
+def test_the_vit_has_a_rate_of_its_own_next_to_the_layer_decay() -> None:
+    model = vit_under_a_neck()
+    groups = get_param_groups(model, 1.0, 0.1, lr_decay_rate=0.5, vit_lr_factor=0.1)
+    rates = {p: group["lr"] for group in groups for p in group["params"]}
+    comer = model.backbone.bottom_up
+    assert rates[comer.stem.weight] == rates[model.head.weight] == 1.0
+    assert rates[comer.vit.blocks[1].weight] == pytest.approx(0.1 * 0.5)
+    assert rates[comer.vit.pos_embed] == pytest.approx(0.1 * 0.5**3)
+
+
+def test_the_vits_parameters() -> None:
+    model = vit_under_a_neck()
+    assert vit_parameters(model) == list(model.backbone.bottom_up.vit.parameters())
+    with pytest.raises(ValueError, match="must be positive"):
+        get_param_groups(model, 1.0, 0.1, vit_lr_factor=0)
+
+
+def test_models_without_one_plain_vit_have_none_to_slow_down_or_freeze() -> None:
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match=r"vit_lr_factor is 0\.5"):
+        get_param_groups(model, 1.0, 0.1, vit_lr_factor=0.5)
+    with pytest.raises(UserError, match="no plain ViT to freeze"):
+        vit_parameters(model)

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.engine import HookBase
 from torch import Tensor, nn
 
+from comer_d2.d2.engine.hooks import FrozenStart
 from comer_d2.d2.engine.trainer import SKIPPED_STEPS, Trainer
 from comer_d2.d2.errors import TrainingError
 from tests.remote import RemoteDevice, remote
@@ -173,3 +175,46 @@ def test_the_host_waits_once_a_step(max_grad_norm: float | None) -> None:
         assert torch.equal(weights(trainer).values, weights(expected))
     for name in ("total_loss", "loss_fit", "grad_norm"):
         assert trainer.storage.latest()[name] == expected.storage.latest()[name]
+
+
+def test_frozen_parameters_are_neither_updated_nor_clipped_with() -> None:
+    free, frozen = make_trainer(max_grad_norm=0.01), make_trainer(max_grad_norm=0.01)
+    frozen.frozen = [frozen.model.linear.weight]
+    before = frozen.model.linear.weight.clone()
+    for trainer in (free, frozen):
+        trainer.train(0, 1)
+    assert torch.equal(frozen.model.linear.weight, before)
+    # The whole of the allowed norm is the bias's.
+    steps = [
+        abs(t.model.linear.bias - make_trainer().model.linear.bias).item() for t in (free, frozen)
+    ]
+    assert steps[1] == pytest.approx(0.1 * 0.01, rel=1e-3)
+    assert steps[0] < steps[1]
+
+
+def test_the_vit_is_frozen_for_its_share_of_the_run() -> None:
+    trainer = make_trainer()
+    trainer.register_hooks([FrozenStart([trainer.model.linear.weight], share=0.5)])
+    before = trainer.model.linear.weight.clone()
+    seen = []
+
+    class Watch(HookBase):
+        def after_step(self) -> None:
+            seen.append(torch.equal(self.trainer.model.linear.weight, before))
+
+    trainer.register_hooks([Watch()])
+    trainer.train(0, 4)
+    assert seen == [True, True, False, False]
+
+
+def test_a_model_that_gives_up_is_an_error_without_a_stack_trace() -> None:
+    trainer = make_trainer()
+
+    def give_up(*_: Any) -> None:
+        raise FloatingPointError(
+            "Predicted boxes or scores contain Inf/NaN. Training has diverged."
+        )
+
+    trainer.model.register_forward_pre_hook(give_up)
+    with pytest.raises(TrainingError, match="has diverged at iteration 0; no checkpoint"):
+        trainer.train(0, 1)

@@ -78,7 +78,7 @@ def test_the_fast_matching_equals_pycocotools(
     assert fast.keys() == slow.keys() == {"bbox", "segm"}
     for task in fast:
         assert fast[task].keys() == slow[task].keys()
-        assert 5 < fast[task]["AP"] < 95  # neither all right nor all wrong
+        assert 1 < fast[task]["AP"] < 99  # neither all right nor all wrong
         for name, value in fast[task].items():
             both_undefined = math.isnan(value) and math.isnan(slow[task][name])
             assert both_undefined or value == pytest.approx(slow[task][name], abs=1e-6), name
