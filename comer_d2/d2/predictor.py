@@ -22,6 +22,7 @@ from .engine.config import load_config, settle_device
 from .errors import UserError
 from .image_input import ImageLike, as_rgb
 from .modeling.box_tta import rcnn_views
+from .modeling.compiled import Compile, check_compile, compile_model
 from .modeling.images import refuse_to_cut
 from .modeling.semantic_segmentor import SemanticSegmentor
 from .modeling.semantic_tta import SemanticViews
@@ -45,6 +46,8 @@ class Predictor:
         checkpoint: file with the model's weights; every parameter has to be in it.
         device: where to run; the default is `cfg.train.device`, or the CPU without CUDA.
         dtype: "bfloat16" or "float16" to compute in half precision (under autocast).
+        compile: torch.compile of "blocks" or the backbone as a whole ("model"); True: blocks. The first
+            images wait for it.
         scales: test-time augmentation: sizes, relative to the test data's, whose predictions are put
             together. For R-CNN models and semantic ones.
         flip: whether every scale is also mirrored.
@@ -61,11 +64,15 @@ class Predictor:
         *,
         device: str | torch.device | None = None,
         dtype: str = "float32",
+        compile: Compile | bool | None = None,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
     ) -> None:
         if dtype not in DTYPES:
             raise UserError(f"dtype={dtype!r}: use one of {', '.join(DTYPES)}")
+        if isinstance(compile, bool):
+            compile = "blocks" if compile else None
+        check_compile(compile, "compile")
         self.cfg = cfg
         self.class_names = class_names_of(cfg)
         mapper = cfg.dataloader.test.mapper
@@ -80,6 +87,7 @@ class Predictor:
         refuse_to_cut(self.model)
         average = bool(OmegaConf.select(cfg, "train.ema.enabled"))
         load_checkpoint(self.model, os.fspath(checkpoint), complete=True, average=average)
+        compile_model(self.model, compile, "compile")
         self.views: GeneralizedRCNNWithTTA | None = None
         if flip or tuple(scales) != (1.0,):
             self._augment(scales, flip)
@@ -276,6 +284,7 @@ def load(
     allow_targets: Sequence[str] = (),
     device: str | torch.device | None = None,
     dtype: str = "float32",
+    compile: Compile | bool | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> Predictor:
@@ -290,6 +299,7 @@ def load(
             :func:`~comer_d2.d2.engine.config.load_config`.
         device: as of :class:`Predictor`.
         dtype: as of :class:`Predictor`.
+        compile: as of :class:`Predictor`.
         scales: as of :class:`Predictor`.
         flip: as of :class:`Predictor`.
 
@@ -302,7 +312,9 @@ def load(
     checkpoint = find_checkpoint(source)
     config = os.fspath(find_config(checkpoint, config_file))
     cfg = load_config(config, overrides, allow_targets=allow_targets)
-    return Predictor(cfg, checkpoint, device=device, dtype=dtype, scales=scales, flip=flip)
+    return Predictor(
+        cfg, checkpoint, device=device, dtype=dtype, compile=compile, scales=scales, flip=flip
+    )
 
 
 def find_checkpoint(source: str | os.PathLike) -> Path:

@@ -64,7 +64,7 @@ def resize_position_table(table: Tensor, height: int, width: int) -> Tensor:
         (1, height*width, D).
     """
     grid = round(table.shape[1] ** 0.5)
-    if (grid, grid) == (height, width):
+    if not torch.compiler.is_compiling() and (grid, grid) == (height, width):
         return table
     table = table.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
     table = F.interpolate(table, size=(height, width), mode="bicubic", align_corners=False)

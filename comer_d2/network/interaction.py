@@ -5,11 +5,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..layers.deform_attn import MSDeformAttn
+from ..layers.drop_path import DropPath
 from ..layers.levels import Levels, map_to_tokens
 from ..layers.linear import Linear
 from ..layers.token_conv import LevelDepthwiseConv, TokenDepthwiseConv

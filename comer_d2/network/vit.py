@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from timm.layers import (
-    DropPath,
     LayerScale,
     Mlp,
     SwiGLU,
@@ -20,6 +19,7 @@ from timm.layers import (
 )
 from torch import Tensor, nn
 
+from ..layers.drop_path import DropPath
 from ..layers.levels import map_to_tokens, tokens_to_map
 from ..layers.linear import with_own_linears
 from ..layers.positions import resize_position_table

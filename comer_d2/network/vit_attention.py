@@ -198,7 +198,8 @@ class RelativePositionAttention(Attention):
             return self.proj(self.norm(x))
         num_prefix = int(self.class_token)
         padding = None
-        if height % self.window_size or width % self.window_size:
+        window = self.window_size
+        if torch.compiler.is_compiling() or height % window or width % window:
             padding = self.qkv(x.new_zeros(1, 1, x.shape[-1]))[0, 0]
         windows = window_partition(qkv[:, num_prefix:], height, width, self.window_size, padding)
         if num_prefix:
@@ -219,7 +220,7 @@ class RelativePositionAttention(Attention):
         table = self.relative_position_bias_table
         offsets, class_rows = table[: self.table_side**2], table[self.table_side**2 :]
         size = (2 * height - 1, 2 * width - 1)
-        if size != (self.table_side, self.table_side):
+        if torch.compiler.is_compiling() or size != (self.table_side, self.table_side):
             grid = offsets.t().unflatten(1, (self.table_side, self.table_side))[None]
             grid = F.interpolate(grid, size=size, mode="bicubic", align_corners=False)
             offsets = map_to_tokens(grid)[0]
@@ -276,11 +277,13 @@ def window_partition(
     """
     x = tokens.unflatten(1, (height, width))
     bottom, right = -height % window_size, -width % window_size
-    if (bottom or right) and padding is None:
+    if torch.compiler.is_compiling() or bottom or right:  # one graph for all sizes does not ask
         x = F.pad(x, (0, 0, 0, right, 0, bottom))
-    elif padding is not None and (bottom or right):
-        x = torch.cat([x, padding.expand(len(x), height, right, -1)], dim=2)
-        x = torch.cat([x, padding.expand(len(x), bottom, width + right, -1)], dim=1)
+        if padding is not None:
+            rows = torch.arange(height + bottom, device=x.device) < height
+            columns = torch.arange(width + right, device=x.device) < width
+            inside = rows[:, None] & columns
+            x = torch.where(inside[..., None], x, padding)
     x = x.unflatten(2, (-1, window_size)).unflatten(1, (-1, window_size))
     return x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(0, 2)
 

@@ -1,6 +1,5 @@
 """The whole network: Figure 3 of arXiv 2403.07392, left to right."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -231,7 +230,7 @@ class ViTCoMerNet(nn.Module):
         """
         check_image(image, self.vit.in_chans)
         h, w = image.shape[-2:]
-        if h % LARGEST_STRIDE or w % LARGEST_STRIDE:
+        if torch.compiler.is_compiling() or h % LARGEST_STRIDE or w % LARGEST_STRIDE:
             image = F.pad(image, (0, -w % LARGEST_STRIDE, 0, -h % LARGEST_STRIDE))
         levels = Levels.around(image.shape[-2] // PATCH_SIZE, image.shape[-1] // PATCH_SIZE)
 
@@ -240,7 +239,7 @@ class ViTCoMerNet(nn.Module):
         x_after, c = self.interact(x, c, levels)
         maps = dict(zip(STRIDES, self.output_maps(stem, c, x_after, levels), strict=True))
         return {
-            name: maps[name][..., : math.ceil(h / STRIDES[name]), : math.ceil(w / STRIDES[name])]
+            name: crop(maps[name], -(-h // STRIDES[name]), -(-w // STRIDES[name]))
             for name in self.out_features
         }
 
@@ -294,6 +293,11 @@ class ViTCoMerNet(nn.Module):
             vit_maps = [tokens_to_map(x, *levels.spatial_shapes[1]) for x in x_for_map]
             maps = [m + resize_bilinear(x, m) for m, x in zip(maps, vit_maps, strict=True)]
         return [norm(m) for norm, m in zip(self.out_norms, maps, strict=True)]
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """The upper left height x width of a map (B, D, H, W); for exports, without asking what is cut."""
+    return x.narrow(-2, 0, height).narrow(-1, 0, width)
 
 
 def per_interaction(name: str, value: bool | Sequence[bool], num_interactions: int) -> list[bool]:

@@ -80,6 +80,11 @@ train.init_allow = []
 # The SHA-256 that the file must have.
 train.init_sha256 = None
 
+# torch.compile, for training and evaluation: "blocks" compiles the ViT's blocks and what surrounds them
+# one by one, each kind once for all image sizes; "model" the whole backbone, which takes far longer.
+# Heads stay as they are. null: nothing is compiled.
+train.compile = None
+
 # Read by Detectron2's default_setup: -1 takes a new seed for every run; "high" lets float32
 # matrix products and convolutions use TF32.
 train.seed = -1

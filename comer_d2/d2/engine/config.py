@@ -10,6 +10,7 @@ from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ..errors import UserError
+from ..modeling.compiled import check_compile
 from .overrides import apply_overrides, override_keys
 from .yaml_config import check_targets, read_yaml
 
@@ -33,6 +34,7 @@ TRAIN_DEFAULTS = {
     "init_family": None,
     "init_allow": [],
     "init_sha256": None,
+    "compile": None,
     "loggers": ["tensorboard"],
     "auto_batch_size": False,
     "spike_factor": 10.0,
@@ -133,6 +135,7 @@ def _check_groups(cfg: DictConfig) -> None:
 def _check_train(train: DictConfig) -> None:
     if train.amp.dtype not in ("bfloat16", "float16"):
         raise UserError(f"train.amp.dtype={train.amp.dtype!r}; use bfloat16 or float16")
+    check_compile(train.compile, "train.compile")
     if train.best_checkpointer.mode not in ("max", "min"):
         raise UserError(
             f"train.best_checkpointer.mode={train.best_checkpointer.mode!r}: max or min"

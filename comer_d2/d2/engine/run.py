@@ -28,6 +28,7 @@ from torch import nn
 from ..data.custom import log_dataset, register_dataset
 from ..data.kind import CheckedDataset
 from ..errors import Interrupted, TrainingError, UserError
+from ..modeling.compiled import compile_model
 from ..modeling.images import refuse_to_cut
 from .auto_batch import settle_batch
 from .average import WeightAverage
@@ -239,6 +240,7 @@ def build_model(cfg: DictConfig) -> nn.Module:
     """The config's model, on the config's device."""
     model = build(cfg, "model").to(cfg.train.device)
     refuse_to_cut(model)
+    compile_model(model, cfg.train.compile, "train.compile")
     count = sum(p.numel() for p in model.parameters())
     logger.info("Model: %s, %.1f M parameters", type(model).__name__, count / 1e6)
     return model

@@ -22,6 +22,8 @@ CONFIG = Path(__file__).parents[3] / "configs/COCO/mask_rcnn_comer_s_1x.py"
         ("train.checkpointer.period=0", "train.checkpointer.period=0 must be a whole number"),
         ("train.checkpointer.period=2.5", "train.checkpointer.period=2.5 must be a whole number"),
         ("train.checkpointer.max_to_keep=0", "train.checkpointer.max_to_keep=0 must be a whole"),
+        ("train.compile=backbone", "train.compile='backbone': use blocks, model, or null for none"),
+        ("train.compile=true", "train.compile=True: use blocks, model, or null for none"),
         ("train.max_iter=true", "'train.max_iter' holds a number"),
     ],
 )
