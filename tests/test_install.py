@@ -165,3 +165,9 @@ def test_tests_of_detectron2_skip_for_the_one_named_reason(tmp_path: Path) -> No
     failed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert failed.returncode not in (0, 5), failed.stdout
     assert "Detectron2 does not import" in failed.stdout
+
+
+def test_no_test_is_skipped_for_a_package_of_the_test_extra() -> None:
+    """Installed they are, by `make install`; a package that is gone is to fail its tests."""
+    word = "importor" + "skip"
+    assert [str(p) for p in (ROOT / "tests").rglob("*.py") if word in p.read_text()] == []

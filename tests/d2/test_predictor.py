@@ -7,6 +7,7 @@ from pathlib import Path
 import detectron2.data.transforms as T
 import numpy as np
 import pytest
+import supervision
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
@@ -310,7 +311,6 @@ def test_comparison_shows_the_truth(predictor: Predictor, folder: Path) -> None:
 def test_supervision_gets_the_same_objects(
     folder: Path, tmp_path: Path, kind: tuple[str, list[str]]
 ) -> None:
-    supervision = pytest.importorskip("supervision")
     result = load(write_run(tmp_path / "run", folder, kind))(
         folder / "digits-panoptic" / "val" / "00001.png", **EVERYTHING
     )

@@ -115,7 +115,6 @@ class BrightSquares(torch.nn.Module):
 
 
 def test_an_object_that_tiles_share_is_one(folder: Path) -> None:
-    pytest.importorskip("supervision")
     model = load(folder / "detector")
     model.model = BrightSquares()
     image = np.zeros((150, 260, 3), np.uint8)

@@ -184,7 +184,8 @@ def test_parametrizations_take_effect_and_train() -> None:
 @pytest.mark.parametrize("family", ["plain", "beit", "eva02-base", "dinov3-plus"])
 def test_lora_changes_the_output_and_trains(family: str) -> None:
     """With peft itself, on all its targets: of each layer both tensors get a gradient."""
-    peft = pytest.importorskip("peft", reason="pip install comer_d2[test] has peft")
+    import peft
+
     if family == "plain":
         net = small()
     else:
@@ -212,7 +213,8 @@ def test_lora_changes_the_output_and_trains(family: str) -> None:
 
 def test_weight_only_quantisation() -> None:
     """By torchao: every linear layer holds int8 weights, and the output is that of their values."""
-    quantization = pytest.importorskip("torchao.quantization", reason="the test extra has torchao")
+    from torchao import quantization
+
     net, image = small().eval(), torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         for _, layer in linears(net):

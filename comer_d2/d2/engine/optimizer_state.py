@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,9 +54,10 @@ def load_optimizer(
         dict(_settings(groups, names)), dict(_settings(saved["param_groups"], saved_names))
     )
     states = {saved_names[index]: state for index, state in saved["state"].items()}
+    entries = dict(zip(names, _entries(optimizer)))
     for name, parameter in model.named_parameters():
         if name in states:
-            _check(name, states[name], parameter)
+            _check(name, states[name], parameter, entries[name])
     state = {index: states[name] for index, name in enumerate(names) if name in states}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     for group in optimizer.param_groups:
@@ -102,17 +105,30 @@ def _compare_settings(new: dict[str, dict[str, Any]], old: dict[str, dict[str, A
         )
 
 
-def _check(name: str, state: dict[str, Any], parameter: Tensor) -> None:
+def _entries(optimizer: torch.optim.Optimizer) -> Iterator[set[str]]:
+    """What this optimizer keeps of each parameter: seen on a step of a twin, whose parameters are single zeros."""
+    for group in optimizer.param_groups:
+        probes = {p.ndim: p.detach().new_zeros([1] * p.ndim) for p in group["params"]}
+        for probe in probes.values():
+            probe.grad = torch.zeros_like(probe)
+        twin = copy.copy(optimizer)
+        twin.state = defaultdict(dict)
+        twin.param_groups = [{**group, "params": list(probes.values())}]
+        twin.step()
+        yield from (set(twin.state[probes[p.ndim]]) for p in group["params"])
+
+
+def _check(name: str, state: dict[str, Any], parameter: Tensor, entries: set[str]) -> None:
     """An entry is one number, or of the parameter's shape (or a mean over some of its dimensions)."""
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    if not any(value.ndim == parameter.ndim for value in tensors.values()) and any(
-        value is not None for value in state.values()
-    ):
+    missing = sorted(entries - state.keys())
+    if missing:
         raise UserError(
-            f"the checkpoint's optimizer is damaged: of '{name}' it holds {sorted(state)}, and no "
-            "average of its gradient"
+            f"the checkpoint's optimizer is damaged: of '{name}' it holds {sorted(state)}, and not "
+            f"{', '.join(missing)}"
         )
-    for key, value in tensors.items():
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            continue
         sides = zip(value.shape, parameter.shape)
         fits = value.ndim == parameter.ndim and all(side in (1, whole) for side, whole in sides)
         if value.numel() != 1 and not fits:

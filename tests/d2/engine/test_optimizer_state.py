@@ -131,3 +131,34 @@ def test_the_fused_update_goes_on_where_another_stopped(
     torch.manual_seed(1)
     trained(model, optimizer)
     assert all(state["step"] == 4 for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize("entry", ["step", "exp_avg", "exp_avg_sq"])
+def test_an_entry_that_no_parameter_has_is_missed_at_resume(entry: str) -> None:
+    """Not by a KeyError of the first step."""
+    model = make_model()
+    saved = trained(model, adamw(model, [NAMES]))
+    for state in saved["state"].values():
+        del state[entry]
+    with pytest.raises(UserError, match=rf"of 'a\.weight' it holds .*, and not {entry}$"):
+        load_optimizer(adamw(model, [NAMES]), model, saved)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        lambda parameters: torch.optim.AdamW(parameters, lr=0.1, amsgrad=True, fused=True),
+        lambda parameters: torch.optim.Adafactor(parameters, lr=0.1),
+        lambda parameters: torch.optim.NAdam(parameters, lr=0.1),
+    ],
+    ids=["sgd", "momentum", "amsgrad", "adafactor", "nadam"],
+)
+def test_every_optimizer_takes_its_own_state(make: Any) -> None:
+    model = make_model()
+    saved = trained(model, make(model.parameters()))
+    optimizer = make(model.parameters())
+    load_optimizer(optimizer, model, saved)
+    assert optimizer.state_dict()["state"].keys() == saved["state"].keys()
+    trained(model, optimizer)
