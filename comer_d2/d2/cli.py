@@ -28,7 +28,7 @@ from omegaconf import DictConfig
 from .engine.checks import check_ready
 from .engine.config import load_config, settle_device
 from .engine.launch import Plan, launch, plan_processes
-from .engine.run import run
+from .engine.run import check_and_run, run
 from .errors import Interrupted, UserError, report
 from .report.build import write_report
 
@@ -171,10 +171,14 @@ def main(argv: Sequence[str] | None = None, prog: str = "train_net.py") -> int:
         plan = plan_processes(args, torch.device(cfg.train.device).type, os.environ)
         if fell_back:
             _say_fallback(plan)
-        dataset = check_ready(cfg, eval_only=args.eval_only, resume=args.resume)
-        # Configs hold functions and classes that need not pickle: new processes load their own.
-        given = {} if plan.starter == "flags" else {"cfg": cfg}
-        launch(partial(run, dataset=dataset, report=write_report, **given), args, plan)
+        if plan.starter in ("torchrun", "slurm"):
+            function = partial(check_and_run, cfg=cfg)
+        else:
+            dataset = check_ready(cfg, eval_only=args.eval_only, resume=args.resume)
+            # Configs hold functions and classes that need not pickle: new processes load their own.
+            given = {} if plan.starter == "flags" else {"cfg": cfg}
+            function = partial(run, dataset=dataset, **given)
+        launch(partial(function, report=write_report), args, plan)
     except (UserError, Interrupted) as e:
         return report(e, prog)
     except KeyboardInterrupt:

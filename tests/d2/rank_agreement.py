@@ -1,7 +1,8 @@
 """Runs train_net.py's main under torchrun, then compares the processes' weights. Not a test itself.
 
 Prints "weights agree" in the first process when all trained parameters, and their moving average where
-there is one, are the same, bit for bit, in every process, and differ from their initial values.
+there is one, are the same, bit for bit, in every process, and differ from their initial values; and how
+often each process checked the data.
 """
 
 import sys
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from comer_d2.d2.cli import main
-from comer_d2.d2.engine import launch, run
+from comer_d2.d2.engine import checks, launch, run
 from comer_d2.d2.engine.average import WeightAverage
 from comer_d2.d2.engine.trainer import Trainer
 
@@ -33,6 +34,9 @@ def _flat(model: torch.nn.Module) -> torch.Tensor:
 
 _initial: list[torch.Tensor] = []
 run.build_trainer = _remembering
+_checked: list[str] = []
+_check_dataset = checks.check_dataset
+checks.check_dataset = lambda cfg: (_checked.append(cfg.train.output_dir), _check_dataset(cfg))[1]
 # Leaving the process group is the last thing main does; the comparison still needs it.
 launch.dist.destroy_process_group = lambda: None
 
@@ -43,6 +47,8 @@ for model in [trainers[0].bare_model, *(average.model for average in averages if
     dist.all_gather(all_weights, own)
     assert all(torch.equal(other, own) for other in all_weights)
     assert not torch.equal(own, _initial[0])
+counts = [None] * dist.get_world_size()
+dist.all_gather_object(counts, len(_checked))
 if dist.get_rank() == 0:
-    print(f"weights agree among {len(all_weights)}", flush=True)
+    print(f"weights agree among {len(all_weights)}; checked {counts} times", flush=True)
 sys.exit(code)

@@ -143,7 +143,10 @@ def test_one_image_a_process_is_told_what_to_do(
     arguments = [*overrides(data), f"train.output_dir={tmp_path / 'one'}", "train.max_iter=1"]
     arguments.append("dataloader.train.total_batch_size=1")
     assert main(["--config-file", TINY, *arguments]) == 2
-    assert "or model.sem_seg_head.norm_layer.norm=GN" in capfd.readouterr().err
+    printed = capfd.readouterr().err
+    assert "total_batch_size=1 is 1 image" in printed
+    assert "or model.sem_seg_head.norm_layer.norm=GN" in printed
+    assert not (tmp_path / "one" / "metrics.json").exists()  # before training
     wider = ["model.sem_seg_head.channels=64", "model.sem_seg_head.auxiliary_channels=32"]
     arguments += ["model.sem_seg_head.norm_layer.norm=GN", f"train.output_dir={tmp_path / 'gn'}"]
     assert main(["--config-file", TINY, *arguments, *wider]) == 0

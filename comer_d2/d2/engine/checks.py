@@ -9,12 +9,16 @@ from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import nn
 
+from ...heads.upernet import PyramidPooling
 from ...weights.timm_hub import TIMM
 from ..data.custom import check_dataset, register_dataset
 from ..data.kind import CheckedDataset
 from ..errors import UserError
+from ..modeling.norm import GlooSyncBatchNorm
 from .checkpoint import CheckpointFolder
 from .loggers import check_loggers
 
@@ -73,6 +77,32 @@ def check_ready(cfg: DictConfig, *, eval_only: bool, resume: bool) -> CheckedDat
     if problems:
         raise UserError("\n".join(problems))
     return dataset
+
+
+def check_together(cfg: DictConfig, *, eval_only: bool, resume: bool) -> CheckedDataset | None:
+    """`check_ready` in processes that another program started: one looks for all of its machine.
+
+    What it finds ends all processes; it alone says so.
+
+    Raises:
+        UserError: what `check_ready` raised here.
+        SystemExit: what it raised in another process.
+    """
+    verdict: CheckedDataset | UserError | None = None
+    if comm.get_local_rank() == 0:
+        try:
+            verdict = check_ready(cfg, eval_only=eval_only, resume=resume)
+        except UserError as e:
+            verdict = e
+    verdicts = comm.all_gather(verdict)
+    rank = comm.get_rank()
+    for number, found in enumerate(verdicts):
+        if isinstance(found, UserError):
+            raise verdict if number == rank else SystemExit(found.exit_code)
+    if comm.get_local_rank() > 0:
+        verdict = verdicts[rank - comm.get_local_rank()]
+        register_dataset(cfg, verdict)
+    return verdict
 
 
 def init_checkpoints(cfg: DictConfig) -> list[str]:
@@ -172,6 +202,34 @@ def check_classes(cfg: DictConfig, split: str) -> None:
                 f"data set '{names[0]}' has {len(classes)} classes, but {key} is {value}: "
                 f"set {key}={len(classes)}"
             )
+
+
+def check_batch_norm(cfg: DictConfig, model: nn.Module) -> None:
+    """A pooling to one pixel of every image leaves its batch norm no variance of one image.
+
+    Args:
+        cfg: the config.
+        model: built from it, in all of the run's processes.
+
+    Raises:
+        UserError: naming the keys to set.
+    """
+    batch_size = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
+    if batch_size is None:
+        return
+    for pooling in (module for module in model.modules() if isinstance(module, PyramidPooling)):
+        for grid, branch in zip(pooling.grids, pooling.branches, strict=True):
+            if grid > 1 or not isinstance(branch.norm, nn.modules.batchnorm._BatchNorm):
+                continue
+            shared = isinstance(branch.norm, (nn.SyncBatchNorm, GlooSyncBatchNorm))
+            images = batch_size if shared else batch_size // comm.get_world_size()
+            if images < 2:
+                raise UserError(
+                    f"dataloader.train.total_batch_size={batch_size} is 1 image for the head's batch "
+                    "norm after a pooling to one pixel, which has no variance: set it to at least 2 "
+                    "images a process (SyncBN: in all processes), or "
+                    "model.sem_seg_head.norm_layer.norm=GN; train.accumulation_steps does not help"
+                )
 
 
 def class_counts(node: Any, prefix: str) -> Iterator[tuple[str, int]]:

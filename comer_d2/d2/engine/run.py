@@ -34,7 +34,7 @@ from .auto_batch import settle_batch
 from .average import WeightAverage
 from .best_model import BestModel
 from .checkpoint import CheckpointFolder, load_checkpoint
-from .checks import build, check_classes, init_checkpoints
+from .checks import build, check_batch_norm, check_classes, check_together, init_checkpoints
 from .config import load_config, settle_device
 from .derived import derive, ways_to_shorten
 from .early_stopping import EarlyStopping
@@ -108,6 +108,16 @@ def run(
             raise
         # From a loading process, behind its stack trace.
         raise UserError(str(e).rpartition(f"{type(e).__name__}: ")[2].strip()) from e
+
+
+def check_and_run(
+    args: argparse.Namespace,
+    cfg: DictConfig,
+    report: Callable[[DictConfig], Path] | None = None,
+) -> dict[str, Any]:
+    """`run` in one of the processes that another program started; nothing was checked yet."""
+    dataset = check_together(cfg, eval_only=args.eval_only, resume=args.resume)
+    return run(args, dataset, cfg, report)
 
 
 def set_up(cfg: DictConfig, args: argparse.Namespace) -> None:
@@ -259,6 +269,7 @@ def build_trainer(
     for split in ("train", "test"):
         check_classes(cfg, split)
     model = build_model(cfg)
+    check_batch_norm(cfg, model)
     device = torch.device(cfg.train.device)
     cfg.optimizer.params.model = model
     settle_fused(cfg.optimizer, device.type)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -170,13 +171,32 @@ class Trainer(TrainerBase):
             with torch.autocast(
                 self.device_type, self.amp_dtype, enabled=self.amp_dtype is not None
             ):
-                losses = self.model(batch)
+                losses = self._forward(batch)
                 losses = losses if isinstance(losses, dict) else {"total_loss": losses}
                 for beginning, scale in scales.items():
                     losses |= {n: v * scale for n, v in losses.items() if n.startswith(beginning)}
                 total = sum(losses.values())
             self.scaler.scale(total / self.accumulation_steps).backward()
         return losses
+
+    def _forward(self, batch: list[Any]) -> Any:
+        """What the model returns.
+
+        Raises:
+            TrainingError: the images are so small that batch norm sees one pixel of them.
+        """
+        try:
+            return self.model(batch)
+        except ValueError as error:  # torch's, and GlooSyncBatchNorm's
+            if not re.search("more than (1 value|one pixel)", str(error)):
+                raise
+            images = ", ".join(map(_describe, batch))
+            raise TrainingError(
+                f"batch norm has one pixel to take a variance of at iteration {self.iter}, of "
+                f"{images}: leave such images out, enlarge them in "
+                "dataloader.train.mapper.augmentations, take more of them at once "
+                "(dataloader.train.total_batch_size), or a model without batch norm"
+            ) from error
 
     def _record(
         self, losses: dict[str, Tensor], norm: Tensor, data_seconds: float, images: int
@@ -311,6 +331,14 @@ class Trainer(TrainerBase):
             self.scaler.load_state_dict(state_dict["grad_scaler"])
             self._skipped = state_dict["skipped_steps"]["in_a_row"]
             self._updated = state_dict["skipped_steps"]["updated"]
+
+
+def _describe(sample: Any) -> str:
+    """The file of a sample and the size in which it is trained with."""
+    if not isinstance(sample, dict) or "image" not in sample:
+        return "a sample"
+    height, width = sample["image"].shape[-2:]
+    return f"{sample.get('file_name', 'an image')} (trained with at {width} x {height})"
 
 
 def _gather_rows(row: Tensor) -> Tensor:

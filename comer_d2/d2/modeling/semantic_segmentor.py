@@ -9,7 +9,6 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from ..errors import UserError
 from .images import batch_images, prepare_images
 from .semantic_tta import SemanticViews
 
@@ -65,24 +64,12 @@ class SemanticSegmentor(Detectron2Segmentor):
         Returns:
             A dict of losses, or for every image a dict with `sem_seg`, (K, height, width): logits,
             or probabilities with `views`.
-
-        Raises:
-            UserError: one image is too few for the head's batch norm in training.
         """
         if self.training:
             images = self._prepare(batched_inputs)
             labels = [record["sem_seg"].to(self.device) for record in batched_inputs]
             targets = batch_images(labels, self.backbone, self.sem_seg_head.ignore_value).tensor
-            try:
-                return self.sem_seg_head(self.backbone(images.tensor), targets)[1]
-            except ValueError as error:  # batch norm's: there is no variance of one pixel
-                if "more than" not in str(error):
-                    raise
-                raise UserError(
-                    "the head's pyramid pooling makes one pixel of an image, and batch norm needs "
-                    "more: set dataloader.train.total_batch_size to at least 2 images a process "
-                    "(SyncBN: in all processes), or model.sem_seg_head.norm_layer.norm=GN"
-                ) from error
+            return self.sem_seg_head(self.backbone(images.tensor), targets)[1]
         if self.views is not None:
             return self.views(self._predict, batched_inputs, softmax=True)
         return self._predict(batched_inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -141,3 +142,29 @@ def test_a_process_that_dies_is_named_with_its_signal() -> None:
     assert process.returncode == 128 + signal.SIGKILL
     assert "process 1 of 2 (counted from 0) was ended by signal SIGKILL" in printed
     assert "exit code 137" in printed
+
+
+@pytest.mark.slow
+def test_what_one_process_finds_ends_all_and_is_said_once(tmp_path: Path) -> None:
+    """Started by others, as torchrun does; the processes meet before the first of them checks."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "train_net.py", "--config-file", "tests/d2/tiny_mask_rcnn.py"]
+    command += ["train.device=cpu", "train.init_checkpoint=absent.pth"]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    meeting["TINY_COCO"] = str(tmp_path)
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **meeting, "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    printed = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], printed
+    assert "absent.pth' does not exist" in printed[0]
+    assert "error" not in printed[1]

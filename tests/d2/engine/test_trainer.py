@@ -218,3 +218,25 @@ def test_a_model_that_gives_up_is_an_error_without_a_stack_trace() -> None:
     trainer.model.register_forward_pre_hook(give_up)
     with pytest.raises(TrainingError, match="has diverged at iteration 0; no checkpoint"):
         trainer.train(0, 1)
+
+
+class Normalised(nn.Module):
+    """Batch norm over a map of stride 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, batch: list[dict[str, Any]]) -> Tensor:
+        images = torch.stack([sample["image"] for sample in batch])
+        return self.norm(images[..., ::32, ::32]).sum()
+
+
+def test_images_too_small_for_batch_norm_are_named() -> None:
+    model = Normalised()
+    batches = [[{"image": torch.rand(3, 9, 20), "file_name": "photos/icon.png"}]]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, batches, optimizer, device_type="cpu")
+    message = r"one pixel .* of photos/icon\.png \(trained with at 20 x 9\)"
+    with pytest.raises(TrainingError, match=message):
+        trainer.train(0, 1)
