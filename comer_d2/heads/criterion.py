@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .distributed import mean_over_processes
+from .distributed import accumulation_weights, mean_over_processes
 from .hungarian import Matches, matched_pairs
 from .matcher import HungarianMatcher
 from .points import sample_masks, sample_points
@@ -185,9 +185,8 @@ class SetCriterion(nn.Module):
     ) -> list[dict[str, float]]:
         """What turns the mean of several batches' losses into the loss of one large batch.
 
-        Each loss is a sum over a batch, divided by what is in that batch: the objects for masks, the
-        class weights of all queries for classes. So a loss is multiplied by its own denominator, and
-        divided by the large batch's.
+        The losses of masks are divided by the objects of a batch, that of classes by the class weights
+        of all its queries.
 
         Args:
             num_objects: of every image of every batch.
@@ -198,8 +197,6 @@ class SetCriterion(nn.Module):
         """
         device = self.empty_weight.device
         counts = torch.tensor([float(sum(batch)) for batch in num_objects], device=device)
-        counts = mean_over_processes(counts)
-        masks = counts.clamp(min=1) * len(counts) / counts.sum().clamp(min=1)
         no_object_weight = self.empty_weight[-1].item()
         class_weights = []
         for batch in num_objects:
@@ -209,5 +206,5 @@ class SetCriterion(nn.Module):
         mean = sum(class_weights) / len(class_weights)
         return [
             {"loss_mask": mask, "loss_dice": mask, "loss_ce": weight / mean}
-            for mask, weight in zip(masks.tolist(), class_weights, strict=True)
+            for mask, weight in zip(accumulation_weights(counts), class_weights, strict=True)
         ]

@@ -31,9 +31,11 @@ train.clip_grad = dict(max_norm=None, norm_type=2.0)
 
 # Batches per update. Their losses are averaged and the learning rate stays what it is, so one
 # update sees dataloader.train.total_batch_size * accumulation_steps images: on a small GPU, divide
-# the first by what the second is. Iterations count updates. Mask2Former and UPerNet, whose losses are
-# divided by the objects or pixels of a batch, have the gradients of the larger batch; the losses of
-# R-CNN, ATSS, GFL and DINO are means over the sampled boxes, positive anchors or objects of each batch.
+# the first by what the second is. Iterations count updates. Mask2Former, UPerNet and DINO, whose losses
+# are divided by the objects or pixels of a batch, have the gradients of the larger batch (but for DINO's
+# denoising, whose groups depend on what comes together in a batch). R-CNN, ATSS, GFL and Co-DINO's
+# other heads divide by boxes that are only chosen during the forward pass, when the other batches are
+# not seen yet: their losses are averaged, so an object in a batch of few counts more.
 train.accumulation_steps = 1
 
 # The checkpoint that evaluated best is kept as model_best.pth; mode is "max" or "min".

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from ...heads.dino.predictors import Prediction
+from ...heads.distributed import accumulation_weights
 from ...heads.soft_nms import soft_nms
 from .images import prepare_images
 
@@ -85,6 +86,19 @@ class DINO(nn.Module):
                 *last, images.image_sizes, batched_inputs, strict=True
             )
         ]
+
+    def loss_scales(self, batches: list[list[dict[str, Any]]]) -> list[dict[str, float]]:
+        """For gradient accumulation: DINO's losses are divided by the objects of a batch.
+
+        So are those of Co-DINO's decoder, about; its other heads' positives are not known before, and
+        their losses are means over the batches.
+        """
+        counts = [
+            sum(min(len(record["instances"]), self.head.num_queries) for record in batch)
+            for batch in batches
+        ]
+        factors = accumulation_weights(torch.tensor(counts, device=self.device).float())
+        return [dict.fromkeys(self.criterion.weights, factor) for factor in factors]
 
     def losses(
         self, images: ImageList, features: dict[str, Tensor], batched_inputs: list[dict[str, Any]]

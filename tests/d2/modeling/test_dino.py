@@ -15,6 +15,7 @@ from detectron2.utils.events import EventStorage
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from comer_d2.d2.engine.trainer import Trainer
 from comer_d2.d2.modeling.collaborative import CollaborativeHeads
 from comer_d2.d2.modeling.dino import DINO
 from comer_d2.heads.dino import BoxMatcher, DINOCriterion
@@ -303,3 +304,29 @@ def test_padding_is_not_an_anchor(make_collaborative: Callable[[], Collaborative
     small, whole = heads.atss_queries.candidates
     assert len(small.labels) < len(whole.labels)
     assert (small.boxes[:, :2] < 1).all()
+
+
+class OfMatchedQueries(DINOCriterion):
+    """Without the denoising, whose groups depend on the images that come together."""
+
+    def forward(self, *arguments: Any) -> dict[str, Tensor]:
+        losses = super().forward(*arguments)
+        return {name: loss for name, loss in losses.items() if "_dn" not in name}
+
+
+def gradients(batches: list[list[dict[str, Any]]]) -> dict[str, Tensor | None]:
+    """Of one update by the Trainer."""
+    model = build(criterion=OfMatchedQueries(matcher=BoxMatcher()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    steps = len(batches)
+    Trainer(model, batches, optimizer, device_type="cpu", accumulation_steps=steps).train(0, 1)
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("counts", [(1, 3, 5), (0, 11)])
+def test_accumulated_batches_of_unequal_counts_equal_one_large_batch(counts: list[int]) -> None:
+    """The losses are divided by the objects of a batch (11: more than queries)."""
+    records = [record(64, 64, count) for count in counts]
+    accumulated = gradients([[record] for record in records])
+    for name, gradient in gradients([records]).items():
+        torch.testing.assert_close(accumulated[name], gradient, msg=name)
