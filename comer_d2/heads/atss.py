@@ -52,6 +52,9 @@ class ATSSHead(nn.Module):
         focal_alpha: weight of the positives in the focal loss.
         focal_gamma: exponent of the focal loss.
         prior_prob: score at which all classes start.
+
+    Raises:
+        ValueError: for `top_k` below 1.
     """
 
     def __init__(
@@ -72,6 +75,10 @@ class ATSSHead(nn.Module):
         prior_prob: float = 0.01,
     ) -> None:
         super().__init__()
+        if top_k < 1:
+            raise ValueError(
+                f"top_k must be at least 1, got {top_k}: no anchor would learn an object"
+            )
         self.num_classes = num_classes
         self.strides = tuple(strides)
         self.anchor_scale = anchor_scale

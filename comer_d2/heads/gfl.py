@@ -48,6 +48,9 @@ class GFLHead(nn.Module):
         box_weight: weight of the GIoU loss.
         distribution_weight: weight of the distribution focal loss.
         prior_prob: score at which all classes start.
+
+    Raises:
+        ValueError: for `top_k` or `reg_max` below 1.
     """
 
     values: Tensor
@@ -69,6 +72,12 @@ class GFLHead(nn.Module):
         prior_prob: float = 0.01,
     ) -> None:
         super().__init__()
+        if top_k < 1:
+            raise ValueError(
+                f"top_k must be at least 1, got {top_k}: no anchor would learn an object"
+            )
+        if reg_max < 1:
+            raise ValueError(f"reg_max must be at least 1, got {reg_max}: every box would be empty")
         self.num_classes = num_classes
         self.strides = tuple(strides)
         self.anchor_scale = anchor_scale

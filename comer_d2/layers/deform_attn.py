@@ -45,8 +45,8 @@ class MSDeformAttn(nn.Module):
         if value_dim % num_heads:
             raise ValueError(
                 f"the {value_dim} value channels ({dim} x {value_ratio}) of deformable attention "
-                f"must be a multiple of its {num_heads} heads: change deform_num_heads or "
-                "deform_ratio"
+                f"must be a multiple of its {num_heads} heads: change num_heads (of a ViT-CoMer: "
+                "deform_num_heads or deform_ratio)"
             )
         self.num_levels = num_levels
         self.num_heads = num_heads

@@ -231,6 +231,10 @@ def test_half_precision(folder: Path, photo: Path, predictor: Predictor) -> None
     found = half(photo, **EVERYTHING)
     assert dtypes == {torch.bfloat16}
     assert found.boxes.dtype == np.float32
+    scores = torch.from_numpy(
+        found.scores
+    )  # not of bfloat16's 256 steps below 1, many of them equal
+    assert (scores != scores.bfloat16().float()).any()
     assert found.scores[0] == pytest.approx(predictor(photo, **EVERYTHING).scores[0], abs=0.02)
     with pytest.raises(UserError, match="dtype='int8'"):
         load(folder / "run", dtype="int8")

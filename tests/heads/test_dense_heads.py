@@ -243,3 +243,11 @@ def test_padding_learns_nothing(oracle: tuple) -> None:
             values.data[1, :, :, -(-width // stride) :] = 7.0
     for name, loss in head.losses(predictions, OBJECTS, IMAGE_SIZES).items():
         assert torch.equal(loss, losses[name])
+
+
+@pytest.mark.parametrize(
+    ("head", "change"), [(ATSSHead, "top_k"), (GFLHead, "top_k"), (GFLHead, "reg_max")]
+)
+def test_heads_that_could_not_learn_are_refused(head: type[nn.Module], change: str) -> None:
+    with pytest.raises(ValueError, match=f"{change} must be at least 1, got 0"):
+        head(**TINY, **{change: 0})

@@ -6,11 +6,13 @@ ViTDet's model with its backbone replaced and its box head made three, as in ViT
 from detectron2 import model_zoo
 from detectron2.modeling.roi_heads import CascadeROIHeads
 
-from comer_d2.d2.modeling.generalized_rcnn import GeneralizedRCNN
+from comer_d2.d2.modeling.generalized_rcnn import BoxPredictor, GeneralizedRCNN
 
 from .mask_rcnn_comer import model as _mask_rcnn
 
 _cascade_roi_heads = model_zoo.get_config("common/models/cascade_rcnn.py").model.roi_heads
+for _predictor in _cascade_roi_heads.box_predictors:
+    _predictor._target_ = BoxPredictor
 
 # ViTDet: a 2-conv RPN, a 4conv1fc box head, layer norm in the heads
 model = model_zoo.get_config("common/models/mask_rcnn_vitdet.py").model

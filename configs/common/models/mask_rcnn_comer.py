@@ -8,7 +8,7 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
 from comer_d2.d2.modeling.backbone import ViTCoMer
-from comer_d2.d2.modeling.generalized_rcnn import GeneralizedRCNN
+from comer_d2.d2.modeling.generalized_rcnn import BoxPredictor, GeneralizedRCNN
 from comer_d2.network import ViT
 
 from .sizes import comer_size
@@ -17,6 +17,7 @@ _constants = model_zoo.get_config("common/data/constants.py").constants
 
 model = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
 model._target_ = GeneralizedRCNN
+model.roi_heads.box_predictor._target_ = BoxPredictor
 model.pixel_mean = _constants.imagenet_rgb256_mean
 model.pixel_std = _constants.imagenet_rgb256_std
 model.input_format = "RGB"

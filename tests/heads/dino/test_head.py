@@ -27,6 +27,11 @@ def test_a_head_without_queries_is_refused() -> None:
         tiny_head(num_queries=0)
 
 
+def test_a_wrong_number_of_heads_is_told_by_its_own_name() -> None:
+    with pytest.raises(ValueError, match="multiple of its 3 heads: change num_heads "):
+        tiny_head(num_heads=3)
+
+
 def test_checkpointing_changes_nothing() -> None:
     plain, saving = rough_head(), rough_head(use_act_checkpoint=True)
     results = []
