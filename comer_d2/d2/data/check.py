@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from .custom import kind_of, kind_of_config
-from .kind import SPLITS, DatasetError
+from .kind import SPLITS, DatasetError, check_settings
 
 
 def find_problems(cfg: DictConfig, *, progress: bool = True) -> list[str]:
@@ -24,6 +24,7 @@ def find_problems(cfg: DictConfig, *, progress: bool = True) -> list[str]:
     """
     if "dataset" in cfg:
         try:
+            check_settings(cfg.dataset)
             kind_of_config(cfg).check(cfg, decode=True, shown=None)
         except DatasetError as error:
             return str(error).splitlines()

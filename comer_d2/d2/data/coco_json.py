@@ -169,7 +169,7 @@ def check_fields(
         for key, types in keys.items():
             without = [i for i, entry in enumerate(entries) if entry.get(key) is None]
             findings.extend(f"{part} without {key!r}", (f"number {i}" for i in without))
-            what = " or ".join({int: "number", str: "text", list: "list"}[t] for t in types)
+            what = " or ".join({int: "whole number", str: "text", list: "list"}[t] for t in types)
             findings.extend(
                 f"{part} whose {key!r} is no {what}",
                 (

@@ -11,7 +11,7 @@ from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig
 
 from .instances import InstanceData
-from .kind import SPLITS, CheckedDataset, DatasetError, DatasetKind
+from .kind import SPLITS, CheckedDataset, DatasetError, DatasetKind, check_settings
 from .panoptic import PanopticData
 from .semantic import SemanticData
 
@@ -45,7 +45,10 @@ def check_dataset(cfg: DictConfig) -> CheckedDataset | None:
     Returns:
         Plain values for `register_dataset`, here or in other processes; None: no `dataset`.
     """
-    return kind_of_config(cfg).check(cfg) if "dataset" in cfg else None
+    if "dataset" not in cfg:
+        return None
+    check_settings(cfg.dataset)
+    return kind_of_config(cfg).check(cfg)
 
 
 def register_dataset(cfg: DictConfig, checked: CheckedDataset | None) -> None:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from ..errors import UserError
 from .findings import NOT_SET, SHOWN, Findings
@@ -176,6 +176,41 @@ def check_problems(dataset: DictConfig, found: dict[str, Findings], shown: int |
     ]
     if lines:
         raise DatasetError(f"dataset {dataset.name!r}:\n  " + "\n  ".join(lines))
+
+
+def check_settings(dataset: DictConfig) -> None:
+    """Values of another kind than a key of `cfg.dataset` can hold, from a config or a command line.
+
+    Args:
+        dataset: `cfg.dataset`.
+
+    Raises:
+        DatasetError: naming the key and its value.
+    """
+    text = ("name", "hint", *(key for key in dataset if key.startswith(tuple(SPLITS))))
+    for key in text:
+        value = dataset.get(key)
+        if value is not None and not isinstance(value, (str, Path)):
+            raise DatasetError(
+                f"dataset.{key}={value!r}: give text, in quotes where it is a number"
+            )
+    if not dataset.get("name"):
+        raise DatasetError("dataset.name is empty: give a name, for logs")
+    if not isinstance(dataset.get("repair", False), bool):
+        raise DatasetError(f"dataset.repair={dataset.repair!r}: use True or False")
+    share_of_bad_images(dataset)
+    names = dataset.get("class_names")
+    if isinstance(names, ListConfig):
+        wrong = [name for name in names if not isinstance(name, str) or not name.strip()]
+        if wrong:
+            raise DatasetError(
+                f"dataset.class_names holds {wrong[0]!r}, which is no name: each is a text, in quotes "
+                "where it is a number"
+            )
+    elif names is not None and not isinstance(names, str):
+        raise DatasetError(
+            f"dataset.class_names={names!r}: give a list, or a file with one on each line"
+        )
 
 
 def share_of_bad_images(dataset: DictConfig) -> float:

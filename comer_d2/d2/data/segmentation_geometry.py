@@ -65,7 +65,9 @@ def rle_problem(rle: dict[str, Any], width: int, height: int) -> str | None:
         )
     except (TypeError, ValueError, OverflowError):
         return "counts"
-    if runs.ndim != 1 or (runs < 0).any() or runs.sum() != width * height:
+    # Each by itself, too: their sum could wrap around.
+    outside = (runs < 0) | (runs > width * height)
+    if runs.ndim != 1 or outside.any() or runs.sum() != width * height:
         return "counts"
     return None
 

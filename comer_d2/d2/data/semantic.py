@@ -61,11 +61,12 @@ class SemanticData(DatasetKind):
         dataset = cfg.dataset
         class_names = _class_names(dataset)
         ignored = dataset.get("ignore_label", IGNORE_LABEL)
-        if not isinstance(ignored, int) or not 0 <= ignored <= 255:
+        if isinstance(ignored, bool) or not isinstance(ignored, int) or not 0 <= ignored <= 255:
             raise DatasetError(f"dataset.ignore_label={ignored!r}: a label of 8 bits, 0 to 255")
         table = class_table(len(class_names), [ignored])
         splits = {split: _check_split(dataset, split, table, decode) for split in SPLITS}
-        _check_pixels(splits["train"], table, class_names)
+        for split, found in splits.items():
+            _check_pixels(found, split, table, class_names)
         check_problems(dataset, {split: found.findings for split, found in splits.items()}, shown)
         return CheckedDataset(
             values={
@@ -260,26 +261,43 @@ def _count_labels(
     return read_all(count, paths, f"{title} masks")
 
 
-def _check_pixels(train: _Split, table: np.ndarray, class_names: list[str]) -> None:
-    """Labels that leave nothing to learn, as foreground masks of 0 and 255 do."""
-    total = int(train.pixels.sum())
-    if train.findings or not total:
+def _check_pixels(found: _Split, split: str, table: np.ndarray, class_names: list[str]) -> None:
+    """Labels that leave nothing to learn or to measure, as foreground masks of 0 and 255 do.
+
+    A class that is only absent may be rare: that is a note.
+    """
+    total = int(found.pixels.sum())
+    if found.findings or not total:
         return
-    ignored = int(train.pixels[table == IGNORE_LABEL].sum())
+    ignored = int(found.pixels[table == IGNORE_LABEL].sum()) / total
     known = (table != IGNORE_LABEL) & (table != UNKNOWN)
-    occurring = {int(table[label]) for label in np.flatnonzero(known & (train.pixels > 0))}
-    labels = np.flatnonzero(train.pixels).tolist()
-    if ignored >= MOSTLY * total or (len(occurring) < 2 and len(class_names) > 1):
-        hint = "; masks of 0 and 255 have to become 0 and 1" if labels == [0, 255] else ""
-        train.findings.add(
-            f"nothing to learn: of all pixels {ignored / total:.1%} are ignored, and "
-            f"{len(occurring)} of {len(class_names)} classes occur. The labels in the masks are "
-            f"{', '.join(map(str, labels))}, where {_text(table)}{hint}"
+    occurring = {int(table[label]) for label in np.flatnonzero(known & (found.pixels > 0))}
+    labels = np.flatnonzero(found.pixels).tolist()
+    # A few validation images may be of one class, but not where the rest of them is ignored.
+    alone = len(occurring) < 2 and (split == "train" or ignored > 0)
+    if ignored >= MOSTLY or alone:
+        hints = []
+        if labels == [0, 255]:
+            hints.append("; masks of 0 and 255 have to become 0 and 1")
+        if len(class_names) == 1:
+            hints.append(
+                "; one class alone is every pixel: dataset.class_names needs the rest, too"
+            )
+        found.findings.add(
+            f"nothing to {'learn' if split == 'train' else 'measure'}: of all pixels {ignored:.1%} "
+            f"are ignored, and {len(occurring)} of {len(class_names)} classes occur. The labels in "
+            f"the masks are {', '.join(map(str, labels))}, where {_text(table)}{''.join(hints)}"
         )
         return
     absent = [repr(name) for i, name in enumerate(class_names) if i not in occurring]
-    if absent:
-        train.notes.append(summarise("classes without a pixel, which cannot be learnt", absent))
+    if absent and split == "train":
+        found.notes.append(
+            summarise(
+                f"classes without a pixel, which cannot be learnt ({ignored:.1%} of all pixels are "
+                "ignored)",
+                absent,
+            )
+        )
 
 
 def _text(table: np.ndarray) -> str:

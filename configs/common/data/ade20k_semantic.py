@@ -39,6 +39,8 @@ def semantic_crop(dataloader, side):
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 dataloader.train.update(
     _target_=build_train_loader,  # a resumed run sees the batches it would have seen
+    on_bad_image="error",  # "skip": up to max_bad_images, a share of all
+    max_bad_images=0.1,
     mapper=L(SemanticMapper)(
         is_train=True, dataset_name="${..dataset.names}", augmentations=[], image_format="RGB"
     ),

@@ -12,6 +12,8 @@ from comer_d2.d2.data.mappers import InstanceMapper
 
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 dataloader.train._target_ = build_train_loader  # Detectron2's, and a resumed run goes on exactly
+dataloader.train.on_bad_image = "error"  # "skip": up to max_bad_images, a share of all
+dataloader.train.max_bad_images = 0.1
 for _split in ("train", "test"):
     dataloader[_split].mapper._target_ = InstanceMapper  # Detectron2's, also for empty images
 dataloader.train.mapper.augmentations = [

@@ -161,6 +161,14 @@ def test_wrong_sizes_are_told_from_wrong_boxes(tmp_path: Path) -> None:
         ({"size": [WIDTH, HEIGHT], "counts": [1200]}, "RLEs of another size"),
         ({"size": [HEIGHT, WIDTH], "counts": [1201]}, "counts do not fill"),
         ({"size": [HEIGHT, WIDTH], "counts": [1300, -100]}, "counts do not fill"),
+        # Of 64 bits their sum is 1200 again, and of 32 bits each is up to 2**31 pixels.
+        (
+            {
+                "size": [HEIGHT, WIDTH],
+                "counts": [2**62 + 2**31, 2**62 - 2**31, 2.0**62, 2.0**62, 1200],
+            },
+            "counts do not fill",
+        ),
         ({"size": [HEIGHT, WIDTH], "counts": "oooooooooooooooo"}, "counts do not fill"),
         ({"size": [HEIGHT, WIDTH], "counts": "é"}, "counts do not fill"),
         ({"counts": [1200]}, "neither a list of polygons"),
@@ -250,7 +258,8 @@ def test_compressed_counts_are_pycocotools() -> None:
         ({"iscrowd": "0"}, "iscrowd is neither 0 nor 1: annotation 1: '0'"),
         ({"iscrowd": 2}, "iscrowd is neither 0 nor 1"),
         ({"iscrowd": []}, "iscrowd is neither 0 nor 1"),
-        ({"image_id": 2**64 + 7}, "'image_id' is no number or text"),
+        ({"category_id": 5.0}, "'category_id' is no whole number: number 0: 5.0"),
+        ({"image_id": 2**64 + 7}, "'image_id' is no whole number or text"),
     ],
 )
 def test_values_that_only_look_like_numbers(

@@ -254,3 +254,26 @@ def test_number_of_classes_given_by_hand_has_to_agree(folder: Path) -> None:
 def test_name_of_a_known_dataset_is_refused(folder: Path) -> None:
     with pytest.raises(DatasetError, match="already has a dataset 'coco_2017_train'"):
         resolve_dataset(_config(folder, name="coco_2017"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_images": 5}, "dataset.train_images=5: give text"),
+        ({"val_json": ["a", "b"]}, r"dataset.val_json=\['a', 'b'\]: give text"),
+        ({"name": 7}, "dataset.name=7: give text"),
+        ({"name": ""}, "dataset.name is empty"),
+        ({"repair": "no"}, "dataset.repair='no': use True or False"),
+        ({"class_names": 5}, "dataset.class_names=5: give a list"),
+        ({"class_names": {"a": 1}}, "dataset.class_names={'a': 1}: give a list"),
+        ({"class_names": [0, 1]}, "class_names holds 0, which is no name"),
+        ({"class_names": ["nut", None]}, "class_names holds None, which is no name"),
+        ({"class_names": ["nut", " "]}, "class_names holds ' ', which is no name"),
+        ({"on_bad_image": True}, "dataset.on_bad_image=True: use error or skip"),
+        ({"max_bad_images": float("nan")}, "dataset.max_bad_images=nan: a share"),
+        ({"format": "semantic", "class_names": ["a"], "ignore_label": True}, "ignore_label=True"),
+    ],
+)
+def test_settings_of_another_kind(folder: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        resolve_dataset(_config(folder, **change))

@@ -70,11 +70,31 @@ def test_masks_of_0_and_255(tmp_path: Path) -> None:
     assert "of all pixels 100.0% are ignored" in problem(cfg)
 
 
+def test_masks_of_0_and_255_with_one_class_name(tmp_path: Path) -> None:
+    """All that is not ignored is that class, so any model has mIoU 100."""
+    cfg = write_semantic(tmp_path)
+    cfg.dataset.class_names = ["car"]
+    rewrite_masks(tmp_path, np.where(label_map() == 1, 255, 0).astype(np.uint8))
+    message = problem(cfg)
+    assert "1 of 1 classes occur" in message and "have to become 0 and 1" in message
+    rewrite_masks(tmp_path, np.zeros((HEIGHT, WIDTH), np.uint8))
+    assert "class_names needs the rest, too" in problem(cfg)
+
+
+@pytest.mark.parametrize("labels", [(0, 255), (255, 255)])
+def test_validation_masks_that_measure_nothing(tmp_path: Path, labels: tuple[int, int]) -> None:
+    cfg = write_semantic(tmp_path)
+    for path in (tmp_path / "val" / "masks").glob("*.png"):
+        Image.fromarray(np.where(label_map() == 1, *labels).astype(np.uint8)).save(path)
+    assert "val: nothing to measure" in problem(cfg)
+
+
 def test_a_class_without_a_pixel_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cfg = write_semantic(tmp_path)
     cfg.dataset.class_names = [*NAMES, "never"]
     resolve_dataset(cfg)
-    assert "1 classes without a pixel, which cannot be learnt: 'never'" in caplog.text
+    assert "1 classes without a pixel, which cannot be learnt (" in caplog.text
+    assert "of all pixels are ignored): 'never'" in caplog.text
 
 
 def test_a_class_twice(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import SemSegEvaluator
+from detectron2.evaluation import SemSegEvaluator, sem_seg_evaluation
 from PIL import Image
+from scipy.ndimage import grey_erosion
 
 from comer_d2.d2.data.panoptic_png import (
     id_to_rgb,
@@ -242,6 +243,48 @@ def test_mean_iou_is_detectron2s(two_images) -> None:
     for result in found:
         assert set(result) == set(expected)
         assert result == pytest.approx(expected, nan_ok=True)
+
+
+class OpenCV:
+    """What Detectron2 uses of OpenCV to find boundaries."""
+
+    BORDER_CONSTANT = 0
+
+    @staticmethod
+    def copyMakeBorder(
+        mask: np.ndarray, top: int, bottom: int, left: int, right: int, kind: int, value: int
+    ) -> np.ndarray:
+        return np.pad(mask, ((top, bottom), (left, right)), constant_values=value)
+
+    @staticmethod
+    def erode(mask: np.ndarray, kernel: np.ndarray, iterations: int) -> np.ndarray:
+        for _ in range(iterations):
+            mask = grey_erosion(mask, kernel.shape, mode="constant", cval=255)
+        return mask
+
+
+@pytest.mark.parametrize("fill", [0, 252])
+def test_mean_iou_is_detectron2s_with_opencv_too(
+    two_images, monkeypatch: pytest.MonkeyPatch, fill: int
+) -> None:
+    """Boundary IoU comes with it, up to where bytes have no number left for "ignored"."""
+    monkeypatch.setattr(sem_seg_evaluation, "_CV2_IMPORTED", True)
+    monkeypatch.setattr(sem_seg_evaluation, "cv2", OpenCV, raising=False)
+    metadata = MetadataCatalog.get("test_seg_sem")
+    names = [*metadata.stuff_classes, *map(str, range(fill))]
+    del metadata.stuff_classes
+    metadata.stuff_classes = names
+    theirs, ours = (kind("test_seg_sem", False) for kind in (SemSegEvaluator, SemanticEvaluator))
+    for evaluator in (theirs, ours):
+        evaluator.reset()
+        for record in two_images:
+            torch.manual_seed(0)
+            evaluator.process([record], [{"sem_seg": torch.rand(len(names), 6, 9)}])
+    expected, found = (evaluator.evaluate()["sem_seg"] for evaluator in (theirs, ours))
+    assert ("BoundaryIoU-dog" in found) == (len(names) < 255)
+    compared = {key: value for key, value in expected.items() if key in found}
+    assert set(found) == set(compared)
+    assert found == pytest.approx(compared, nan_ok=True)
 
 
 def test_a_perfect_prediction(two_images, tmp_path: Path) -> None:
