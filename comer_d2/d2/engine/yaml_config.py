@@ -18,10 +18,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from timm.models import is_model
 
 from ..errors import UserError
 
-# The parts of a package that hold models, data, optimizers: nothing there runs a file or a command.
+# The parts of a package that hold models, data, optimizers.
 PACKAGES = (
     "comer_d2.ViTCoMer",
     *(f"comer_d2.d2.{room}" for room in ("data", "evaluation", "modeling")),
@@ -31,12 +32,27 @@ PACKAGES = (
         f"detectron2.{part}"
         for part in ("data", "evaluation", "layers", "modeling", "projects", "solver", "structures")
     ),
-    *(f"torch.{part}" for part in ("nn", "optim", "utils.data")),
+    *(f"torch.{part}" for part in ("nn", "optim", "utils.data.DataLoader")),
     *(f"torchvision.{part}" for part in ("models", "ops", "transforms")),
     *(f"timm.{part}" for part in ("create_model", "layers", "models", "optim")),
     "fvcore.common.param_scheduler",
     "fvcore.nn",
 )
+
+# Their classes only hold what they are given, but among their functions are some that load pickles,
+# which are programs: where functions may be called, too. Also the models that timm lists.
+FUNCTIONS = (
+    "comer_d2",
+    "detectron2.data.build.build_detection_train_loader",
+    "detectron2.data.build.build_detection_test_loader",
+    "detectron2.data.build.get_detection_dataset_dicts",
+    *(f"detectron2.{part}" for part in ("layers", "modeling", "solver")),
+    *(f"torch.nn.{part}" for part in ("functional", "init")),
+    *(f"torchvision.{part}" for part in ("models", "ops", "transforms")),
+    *(f"timm.{part}" for part in ("layers", "models._factory.create_model")),
+)
+# Arguments that name files which would be read as pickles by Detectron2, or by some version of timm.
+PICKLES = {"proposal_files", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
 
 MOST_VALUES = 100_000  # of a config; the largest here have about a thousand
 
@@ -57,7 +73,11 @@ class _Loader(yaml.SafeLoader):
 
     def partial(self, node: yaml.Node) -> functools.partial:
         function, args, keywords, _ = self.construct_mapping(node, deep=True)["state"]
-        return functools.partial(function, *args, **keywords)
+        if args:
+            raise TypeError("a partial of positional arguments")
+        for key in PICKLES & keywords.keys():
+            raise _NotAllowed(key, _reads_pickles(key))
+        return functools.partial(function, **keywords)
 
 
 _TAG = "tag:yaml.org,2002:python/"
@@ -144,6 +164,13 @@ def locate_allowed(name: str, allowed: Sequence[str]) -> Any:
     home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', '')}"
     if inspect.ismodule(found) or not _is_below(home, (*allowed, *_roots(allowed, name))):
         raise _NotAllowed(name)
+    own = [beginning for beginning in allowed if beginning not in PACKAGES]  # the user's
+    if not (
+        inspect.isclass(found)
+        or _is_below(home, (*FUNCTIONS, *own, *_roots(own, name)))
+        or (_is_below(home, ["timm.models"]) and is_model(found.__name__))
+    ):
+        raise _NotAllowed(name)
     return found
 
 
@@ -154,6 +181,13 @@ def _is_below(name: str, beginnings: Sequence[str]) -> bool:
 def _roots(allowed: Sequence[str], name: str) -> list[str]:
     """`comer_d2.ViTCoMer` is defined elsewhere: names that are allowed whole may be."""
     return [name.partition(".")[0]] if name in allowed else []
+
+
+def _reads_pickles(key: str) -> str:
+    return (
+        f"{key}: such files can be programs, and a YAML config names none; weights are given with "
+        "train.init_checkpoint, and a Python config may do anything"
+    )
 
 
 class _NotAllowed(Exception):
@@ -181,6 +215,8 @@ def _check_node(node: DictConfig | ListConfig, prefix: str, allowed: Sequence[st
                     locate_allowed(target, allowed)
                 except _NotAllowed as e:
                     raise _NotAllowed(target, f"{key}: {e}") from e
+        if name in PICKLES and raw._value() is not None:
+            raise _NotAllowed(key, _reads_pickles(key))
         # What an interpolation stands for is elsewhere in the config, and is looked at there.
         if isinstance(raw, (DictConfig, ListConfig)) and not (
             raw._is_none() or raw._is_missing() or raw._is_interpolation()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import os
+import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,9 +86,35 @@ CODE = {
     "a module of the folder": "_target_: payload.run",
     "a node made of text": "a: '${{oc.create:{{_target_: os.system, command: touch}}}}'",
     "a resolver behind a name": "a: '${{oc.${{.b}}:{{_target_: os.system}}}}'\n  b: create",
+    "bytes that are a pickle": "_target_: torch.utils.data.datapipes.utils.decoder.basichandlers\n"
+    "  extension: pickle\n  data: !!binary {pickle}",
+    "a file of pickled proposals": "_target_: detectron2.data.build.load_proposals_into_dataset\n"
+    "  dataset_dicts: []\n  proposal_file: {file}",
+    "pickled proposals of a dataset": "_target_: detectron2.data.get_detection_dataset_dicts\n"
+    "  names: coco_2017_val\n  proposal_files: [{file}]",
+    "timm's loader of pickles": "_target_: timm.models.load_state_dict\n"
+    "  checkpoint_path: {file}\n  weights_only: false",
+    "timm's loader from the hub": "_target_: timm.models.load_state_dict_from_hf\n"
+    "  model_id: nobody/none\n  weights_only: false",
+    "a file for a model of timm": "_target_: timm.create_model\n  model_name: resnet10t\n"
+    "  checkpoint_path: {file}",
+    "a partial of a file": "a: !!python/object/apply:functools.partial\n"
+    "    args: [!!python/name:timm.create_model '']\n    state: !!python/tuple "
+    "[!!python/name:timm.create_model '', !!python/tuple [], {{checkpoint_path: {file}}}, null]",
+    "a method": "_target_: detectron2.data.DatasetCatalog.get\n  name: coco_2017_val",
     "a process": "_target_: torch.distributed.elastic.multiprocessing.subprocess_handler."
     "SubprocessHandler\n  entrypoint: touch",
 }
+
+
+class Payload:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.mark}",)
 
 
 @pytest.mark.parametrize("kind", CODE)
@@ -95,7 +125,11 @@ def test_nothing_in_a_yaml_config_runs(
     for name in ("payload.py", "mark.py"):
         (tmp_path / name).write_text(f"open({str(mark)!r}, 'w')\ndef run(): pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    path = write(tmp_path / "config.yaml", CODE[kind].format(mark=mark))
+    payload = pickle.dumps(Payload(mark), protocol=2)
+    file = tmp_path / "payload.pkl"
+    file.write_bytes(payload)
+    text = CODE[kind].format(mark=mark, file=file, pickle=base64.b64encode(payload).decode())
+    path = write(tmp_path / "config.yaml", text)
     assert main(["--config-file", path, f"train.output_dir={tmp_path / 'output'}"]) == 2
     printed = capfd.readouterr().err
     assert path in printed
@@ -118,10 +152,25 @@ def test_the_users_own_class_needs_the_flag(
         assert type(instantiate(cfg.model)).__name__ == "Model"
     with pytest.raises(UserError):
         load_config(path, allow_targets=["my_mod"])
+    (tmp_path / "my_model.py").write_text(
+        "class Model:\n    pass\ndef make():\n    return Model()\n"
+    )
+    sys.modules.pop("my_model")
+    path = write(tmp_path / "config.yaml", "_target_: my_model.make")
+    for allowed in ("my_model", "my_model.make"):
+        assert instantiate(load_config(path, allow_targets=[allowed]).model)
 
 
 def test_what_is_allowed_is_what_is_meant() -> None:
     assert locate_allowed("torch.nn.LayerNorm", PACKAGES) is nn.LayerNorm
+    for name in (
+        "torchvision.models.resnet18",
+        "timm.models.resnet18",
+        "timm.create_model",
+        "detectron2.modeling.backbone.vit.get_vit_lr_decay_rate",
+        "torch.nn.functional.relu",
+    ):
+        assert callable(locate_allowed(name, PACKAGES))
     for name in ("torch.nn.modules.module", "torch.nn.functional.torch.load", "torch.nnx"):
         with pytest.raises(Exception, match=r"--allow-target|cannot be imported|there is no"):
             locate_allowed(name, PACKAGES)
