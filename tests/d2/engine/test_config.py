@@ -36,3 +36,10 @@ def test_what_a_run_could_not_use_is_refused_by_key(override: str, message: str)
 def test_every_checkpoint_may_be_kept() -> None:
     cfg = load_config(str(CONFIG), ["train.checkpointer.max_to_keep=null"])
     assert cfg.train.checkpointer.max_to_keep is None
+
+
+@pytest.mark.parametrize("leaf", ["COCO/mask_rcnn_comer_s_1x", "COCO/dino_comer_s_12ep"])
+def test_bad_images_of_public_data_may_be_skipped_by_a_plain_key(leaf: str) -> None:
+    change = ["dataloader.train.on_bad_image=skip", "dataloader.train.max_bad_images=0.2"]
+    cfg = load_config(str(CONFIG.parents[1] / f"{leaf}.py"), change)
+    assert (cfg.dataloader.train.on_bad_image, cfg.dataloader.train.max_bad_images) == ("skip", 0.2)
