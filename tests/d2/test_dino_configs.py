@@ -37,10 +37,20 @@ def test_the_head_has_the_parameters_of_mmdetections_dino() -> None:
     assert count(build(cfg.head)) == 23_131_340
 
 
-@pytest.mark.parametrize(("size", "layer_decay"), [("s", 0.70), ("b", 0.60)])
+@pytest.mark.parametrize(
+    ("trunk", "layer_decay", "scales"),
+    [
+        ("comer_s", 0.70, 4),
+        ("comer_b", 0.60, 4),
+        ("vit_s", 0.70, 4),
+        ("vit_b", 0.60, 4),
+        ("swin_t", 1.0, 4),
+        ("swin_l", 1.0, 5),
+    ],
+)
 @pytest.mark.parametrize(("epochs", "step"), [(12, 11), (24, 20), (36, 30)])
-def test_dinos_recipe(size: str, layer_decay: float, epochs: int, step: int) -> None:
-    cfg = load(f"COCO/dino_comer_{size}_{epochs}ep.py")
+def test_dinos_recipe(trunk: str, layer_decay: float, scales: int, epochs: int, step: int) -> None:
+    cfg = load(f"COCO/dino_{trunk}_{epochs}ep.py")
     assert cfg.train.max_iter == math.ceil(epochs * PER_EPOCH)
     rate = instantiate(cfg.lr_multiplier)
     assert rate(501 / cfg.train.max_iter) == pytest.approx(1)
@@ -49,12 +59,13 @@ def test_dinos_recipe(size: str, layer_decay: float, epochs: int, step: int) -> 
     assert rate(0.9999) == pytest.approx(0.1)
     assert (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (1e-4, 1e-4)
     assert cfg.optimizer.params.lr_decay_rate == layer_decay
+    assert cfg.optimizer.params.backbone_lr_factor == (0.1 if layer_decay == 1 else 1.0)
     assert cfg.train.clip_grad.max_norm == 0.1
     assert cfg.dataloader.train.total_batch_size == 16
     resize = cfg.dataloader.train.mapper.augmentations[-1]
     assert (min(resize.short_edge_length), max(resize.short_edge_length)) == (480, 800)
     head = cfg.model.head
-    assert (head.num_queries, head.neck.num_levels) == (900, 4)
+    assert (head.num_queries, head.neck.num_levels) == (900, scales)
     assert (head.encoder.num_layers, head.decoder.num_layers) == (6, 6)
 
 

@@ -1,0 +1,4 @@
+"""The plain ViT-B under DINO; see dino_comer_b_24ep.py."""
+
+from .dino_comer_b_24ep import dataloader, lr_multiplier, optimizer, train
+from .dino_vit_b_12ep import model
