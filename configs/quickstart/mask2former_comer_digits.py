@@ -24,7 +24,9 @@ for _split in ("train", "val"):
 dataset.val_instances = f"{_root}/val.json"
 dataset.hint = "make it with: python3 tools/quickstart.py --task panoptic --data-only"
 
-# 128 px scenes as they are: a digit must be neither mirrored nor cut.
+# 128 px scenes as they are: a digit must be neither mirrored nor cut, so these keys would change nothing.
+dataset.pop("image_size")
+dataset.pop("augment")
 dataloader.train.mapper.augmentations = []
 dataloader.test.mapper.augmentations = []
 dataloader.train.total_batch_size = 8

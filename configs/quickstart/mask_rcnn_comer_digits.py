@@ -24,7 +24,9 @@ dataset.train_json, dataset.train_images = f"{_root}/train.json", f"{_root}/trai
 dataset.val_json, dataset.val_images = f"{_root}/val.json", f"{_root}/val"
 dataset.hint = "make it with: python3 tools/quickstart.py --data-only"
 
-# 128 px scenes as they are: a digit must be neither mirrored nor cut.
+# 128 px scenes as they are: a digit must be neither mirrored nor cut, so these keys would change nothing.
+dataset.pop("image_size")
+dataset.pop("augment")
 dataloader.train.mapper.augmentations = []
 dataloader.test.mapper.augmentations = []
 dataloader.train.total_batch_size = 8
