@@ -12,13 +12,15 @@ from PIL import Image
 from ..data.images import read_image
 from .drawing import draw_instances, draw_label_map, draw_segments
 
+DRAWN = {"panoptic_seg", "instances", "sem_seg"}
 LARGEST = 640  # pixels of a picture's longer side
 
 
 class PredictionPictures(DatasetEvaluator):
     """Draws the first predictions of an evaluation into Detectron2's event storage, for its writers.
 
-    It measures nothing. To be added to an evaluation's evaluators in one process.
+    It measures nothing. To be added to an evaluation's evaluators in one process. What has no picture
+    (proposals, a dataset without class names) is left out.
 
     Args:
         dataset_name: the registered dataset, whose class names are written.
@@ -39,8 +41,11 @@ class PredictionPictures(DatasetEvaluator):
         for record, output in zip(inputs, outputs):
             if len(self._pictures) == self.count:
                 return
-            image = read_image(record["file_name"], "RGB")
-            self._pictures.append(self._draw(image, output))
+            metadata = MetadataCatalog.get(self.dataset_name)
+            named = metadata.get("stuff_classes") or metadata.get("thing_classes")
+            if named and DRAWN & output.keys():
+                image = read_image(record["file_name"], "RGB")
+                self._pictures.append(self._draw(image, output))
 
     def evaluate(self) -> None:
         """Hand the pictures on, as "predictions/0" and so on; nothing is returned."""
