@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .ms_deform_attn_dispatch import check, check_fused
 from .ms_deform_attn_reference import ms_deform_attn_fused_reference
-from .registry import flat, ops
+from .registry import flat, is_autocast, ops
 
 
 def ms_deform_attn(
@@ -39,7 +39,7 @@ def ms_deform_attn(
 
     Source: Eq. 3 of arXiv 2010.04159; used as in Sec. 3.3 of arXiv 2403.07392.
     """
-    if not torch.is_autocast_enabled(value.device.type):
+    if not is_autocast(value):
         check(value, spatial_shapes, sampling_locations, attention_weights)
     return ops.ms_deform_attn(value, flat(spatial_shapes), sampling_locations, attention_weights)
 
@@ -73,7 +73,7 @@ def ms_deform_attn_fused(
         return ms_deform_attn_fused_reference(
             value, spatial_shapes, projected, reference_points, attention=ms_deform_attn
         )
-    if not torch.is_autocast_enabled(value.device.type):
+    if not is_autocast(value):
         check_fused(value, spatial_shapes, projected, reference_points)
     return ops.ms_deform_attn_fused(value, flat(spatial_shapes), projected, reference_points)
 

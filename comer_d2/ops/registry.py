@@ -71,6 +71,12 @@ def register_autocast(name: str, cast: Callable[..., tuple]) -> None:
         _registry.impl(name, kernel, key)
 
 
+def is_autocast(tensor: Tensor) -> bool:
+    """Whether autocast is going to change the arguments of a call with this tensor."""
+    # PyTorch refuses the question for tensors without memory.
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+
+
 def register_autograd(name: str, backward: Callable, save: Callable, reference: str) -> None:
     """Gives an operator its first derivative, and clear errors for all others.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .registry import flat, ops
+from .registry import flat, is_autocast, ops
 from .token_depthwise_conv_dispatch import check
 from .token_depthwise_conv_reference import Kernels
 
@@ -48,7 +48,7 @@ def token_depthwise_conv(
         flat_bias = flat_weight.new_zeros(len(weights) * tokens.shape[-1])
     else:
         flat_bias = _joined(biases)
-    if not torch.is_autocast_enabled(tokens.device.type):
+    if not is_autocast(tokens):
         check(tokens, spatial_shapes, flat_weight, flat_bias, kernel_sizes)
     return ops.token_depthwise_conv(
         tokens, flat(spatial_shapes), flat_weight, flat_bias, kernel_sizes

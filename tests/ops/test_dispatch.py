@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from comer_d2.ops import ms_deform_attn, ms_deform_attn_fused, ms_deform_attn_reference
+from comer_d2.ops import (
+    ms_deform_attn,
+    ms_deform_attn_fused,
+    ms_deform_attn_reference,
+    token_depthwise_conv,
+)
 
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SHAPES = [(4, 5), (2, 3)]
 FLAT = [4, 5, 2, 3]
+
+
+@pytest.fixture(params=DEVICES, autouse=True)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where the test makes its tensors."""
+    if request.param == "cpu":
+        yield request.param
+        return
+    with torch.device(request.param):
+        yield request.param
 
 
 def arguments(dtype=torch.float32):
@@ -89,9 +107,9 @@ def test_export_with_a_free_batch():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_narrows_the_value_and_keeps_the_locations(dtype):
+def test_autocast_narrows_the_value_and_keeps_the_locations(dtype, device):
     value, locations, weights = arguments()
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast(device, dtype=dtype):
         output = ms_deform_attn(value, SHAPES, locations, weights)
     assert output.dtype == dtype
     with torch.no_grad():
@@ -100,15 +118,15 @@ def test_autocast_narrows_the_value_and_keeps_the_locations(dtype):
     grads = torch.autograd.grad(output.float().sum(), (value, locations, weights))
     assert all(grad.dtype == torch.float32 for grad in grads)
     value, projected, reference = fused_arguments()
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast(device, dtype=dtype):
         output = ms_deform_attn_fused(value, SHAPES, projected, reference)
         of_half = ms_deform_attn_fused(value, SHAPES, projected.to(dtype), reference)
     assert output.dtype == of_half.dtype == dtype
 
 
-def test_autocast_leaves_float64_alone():
+def test_autocast_leaves_float64_alone(device):
     value, locations, weights = (tensor.detach().double() for tensor in arguments())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device, dtype=torch.bfloat16):
         assert ms_deform_attn(value, SHAPES, locations, weights).dtype == torch.float64
 
 
@@ -155,6 +173,17 @@ def test_vmap_says_what_to_do():
     mapped = torch.vmap(lambda v: ms_deform_attn(v, SHAPES, locations, weights))
     with pytest.raises(NotImplementedError, match="into the batch dimension"):
         mapped(torch.stack([value, value]))
+
+
+def test_shapes_without_memory():
+    """On the meta device, where there is no autocast to ask for."""
+    value, locations, weights = (tensor.detach().to("meta") for tensor in arguments())
+    output = ms_deform_attn(value, SHAPES, locations, weights)
+    assert output.is_meta and output.shape == (2, 6, 16)
+    value, projected, reference = (tensor.detach().to("meta") for tensor in fused_arguments())
+    assert ms_deform_attn_fused(value, SHAPES, projected, reference).shape == (2, 6, 16)
+    tokens, kernel = torch.zeros(2, 26, 8, device="meta"), torch.zeros(8, 1, 3, 3, device="meta")
+    assert token_depthwise_conv(tokens, SHAPES, kernel).shape == (2, 26, 8)
 
 
 def test_flops_are_counted():

@@ -186,41 +186,44 @@ def test_the_gradient_does_not_depend_on_the_number_of_threads(device):
 # ---------------------------------------------------------------------------- PyTorch's machinery
 
 
-def flat_arguments(dtype=torch.float32):
-    tokens, _, weight, bias = arguments((3, 5), sets=4, dtype=dtype)
+def flat_arguments(device="cpu"):
+    tokens, _, weight, bias = arguments((3, 5), sets=4, dtype=torch.float32, device=device)
     flat = [torch.cat([t.detach().flatten() for r in rows for t in r]) for rows in (weight, bias)]
     return tokens.detach(), FLAT, *(t.requires_grad_() for t in flat), [3, 5]
 
 
-def test_opcheck():
-    tokens, flat, weight, bias, kernels = flat_arguments()
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck(device):
+    tokens, flat, weight, bias, kernels = flat_arguments(device)
     ops = torch.ops.comer_d2
     torch.library.opcheck(
         ops.token_depthwise_conv, (tokens.requires_grad_(), flat, weight, bias, kernels)
     )
     plain = (tokens.detach(), flat, weight.detach(), bias.detach(), kernels)
-    torch.library.opcheck(ops.token_depthwise_conv_backward, (torch.randn(tokens.shape), *plain))
+    torch.library.opcheck(ops.token_depthwise_conv_backward, (torch.randn_like(tokens), *plain))
 
 
-def test_compile_gives_what_eager_gives():
-    given = arguments((3, 5), sets=4, dtype=torch.float32)
+@pytest.mark.parametrize("device", DEVICES)
+def test_compile_gives_what_eager_gives(device):
+    given = arguments((3, 5), sets=4, dtype=torch.float32, device=device)
     compiled = torch.compile(token_depthwise_conv, fullgraph=True, backend="aot_eager")
     expected = with_gradients(token_depthwise_conv, *given)
     assert_close(with_gradients(compiled, *given), expected, 1e-6)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_narrows_the_tokens_and_reads_float32_weights(dtype):
-    given = arguments((3, 5), dtype=torch.float32)
-    with torch.autocast("cpu", dtype=dtype):
+def test_autocast_narrows_the_tokens_and_reads_float32_weights(dtype, device):
+    given = arguments((3, 5), dtype=torch.float32, device=device)
+    with torch.autocast(device, dtype=dtype):
         output = token_depthwise_conv(*given)
     assert output.dtype == dtype
     tokens, shapes, weight, bias = given
     assert torch.equal(output, token_depthwise_conv(tokens.to(dtype), shapes, weight, bias))
     grads = torch.autograd.grad(output.float().sum(), leaves(*given))
     assert all(grad.dtype == torch.float32 for grad in grads)
-    with torch.autocast("cpu", dtype=dtype):
-        assert token_depthwise_conv(*arguments()).dtype == torch.float64
+    with torch.autocast(device, dtype=dtype):
+        assert token_depthwise_conv(*arguments(device=device)).dtype == torch.float64
 
 
 def test_other_derivatives_and_vmap_say_that_there_are_none():
