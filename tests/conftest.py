@@ -13,11 +13,27 @@ import pytest
 import torch
 
 TESTS = Path(__file__).parent
+ON_ANY_DEVICE = [TESTS / name for name in ("layers", "network", "heads")]
 # A shell's background jobs ignore Ctrl-C, and so would the runs that tests interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # The tensors here are tiny: more threads only wait for each other.
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="where the tests of layers, network and heads make their tensors: cpu, or cuda, which leaves out all others",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make tensors without a device of their own where --device says, also those made at import."""
+    if (device := config.getoption("--device")) != "cpu":
+        torch.set_default_device(device)
+        torch.backends.cudnn.allow_tf32 = False  # float32 tests mean float32
 
 
 def _why_no_detectron2() -> str | None:
@@ -49,7 +65,7 @@ def pytest_pycollect_makemodule(
     return None
 
 
-def _golden_folders() -> list[Path]:
+def golden_folders() -> list[Path]:
     folders = [TESTS / "data"]
     if given := os.environ.get("COMER_D2_GOLDEN"):
         folders.append(Path(given))
@@ -73,24 +89,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         raise pytest.UsageError(
             f"{metafunc.definition.nodeid}: golden_path needs @pytest.mark.golden(...)"
         )
-    found = {
-        path.name: path for folder in _golden_folders() for path in folder.glob(marker.args[0])
-    }
+    found = {path.name: path for folder in golden_folders() for path in folder.glob(marker.args[0])}
     names = sorted(found)
     metafunc.parametrize("golden_path", [found[name] for name in names], ids=names)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests whose reference files are not at hand, rather than report them as skipped."""
-    absent = [
-        item
-        for item in items
-        if (callspec := getattr(item, "callspec", None))
-        and not isinstance(callspec.params.get("golden_path", Path()), Path)
-    ]
-    if absent:
-        config.hook.pytest_deselected(items=absent)
-        items[:] = [item for item in items if item not in absent]
+    """Leave out, rather than report as skipped: tests whose reference files are not at hand, or not of --device."""
+    on_cpu = config.getoption("--device") == "cpu"
+
+    def wanted(item: pytest.Item) -> bool:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        has_file = isinstance(params.get("golden_path", Path()), Path)
+        on_device = any(map(item.path.is_relative_to, ON_ANY_DEVICE))
+        return has_file and (on_cpu or (on_device and not item.get_closest_marker("cpu")))
+
+    kept = [item for item in items if wanted(item)]
+    if len(kept) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from comer_d2.heads.atss import ATSSHead, centerness_of
@@ -24,6 +23,7 @@ from comer_d2.heads.dense_anchors import square_anchors
 from comer_d2.heads.dense_inference import detect
 from comer_d2.heads.generalized_focal_loss import distribution_focal_loss, quality_focal_loss
 from comer_d2.heads.gfl import GFLHead
+from tests.device import autocast, load_numbers
 
 DATA = Path(__file__).parents[1] / "data"
 TINY = dict(num_classes=4, in_channels=8, channels=8, num_convs=2, num_groups=4)
@@ -88,7 +88,7 @@ def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.fixture(params=HEADS)
 def oracle(request: pytest.FixtureRequest) -> tuple[nn.Module, list[Tensor], dict[str, Tensor]]:
     """The head with MMDetection's weights, its maps, and MMDetection's numbers."""
-    numbers = load_file(DATA / f"mmdet_{request.param}.safetensors")
+    numbers = load_numbers(DATA / f"mmdet_{request.param}.safetensors")
     head = HEADS[request.param]()
     weights = under("weight.", numbers)
     head.load_state_dict({renamed(n): t.float() for n, t in weights.items()}, strict=True)
@@ -154,7 +154,7 @@ def test_detections(oracle: tuple) -> None:
 
 
 def test_assignments() -> None:
-    numbers = load_file(DATA / "mmdet_atss_assigner.safetensors")
+    numbers = load_numbers(DATA / "mmdet_atss_assigner.safetensors")
     maps = [torch.empty(h, w) for h, w in ((25, 32), (13, 16), (7, 8), (4, 4), (2, 2))]
     anchors = [a.flatten(0, 1) for a in square_anchors(maps, (8, 16, 32, 64, 128), 8.0)]
     positives = 0
@@ -215,7 +215,7 @@ def test_centerness() -> None:
 def test_autocast(oracle: tuple, dtype: torch.dtype) -> None:
     """Convolutions in half precision, losses in float32: near the losses of float32."""
     head, maps, _ = oracle
-    with torch.autocast("cpu", dtype):
+    with autocast(dtype):
         predictions = head(maps)
         losses = head.losses(predictions, OBJECTS, IMAGE_SIZES)
         levels = head.decode(predictions)

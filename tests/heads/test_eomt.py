@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from comer_d2.heads.eomt import EoMT, masked_share
 from comer_d2.network import ViT
+from tests.device import load_numbers
 
 DATA = Path(__file__).parents[1] / "data"
 
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, Tensor]:
-    return load_file(DATA / "eomt.safetensors")
+    return load_numbers(DATA / "eomt.safetensors")
 
 
 def make_vit(**arguments: object) -> ViT:

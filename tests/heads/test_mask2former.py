@@ -26,6 +26,7 @@ from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder
 from comer_d2.heads.points import MASKS_AT_A_TIME, sample_masks, sample_points
 from comer_d2.layers.attention import MultiheadAttention
 from comer_d2.layers.deform_attn import MSDeformAttn
+from tests.device import autocast
 from tests.remote import RemoteDevice, remote
 
 NUM_CLASSES, NUM_QUERIES = 4, 6
@@ -131,7 +132,7 @@ def test_autocast(dtype: torch.dtype) -> None:
             )
     with torch.no_grad():
         expected = head(inputs)
-        with torch.autocast("cpu", dtype):
+        with autocast(dtype):
             found = head(inputs)
     # Nothing is forced to float32 as a whole: every product of matrices is in half precision. (Of
     # a ConvNorm the norm comes last; two linear layers are computed as one, and never called.)
@@ -144,7 +145,7 @@ def test_autocast(dtype: torch.dtype) -> None:
     for name in ("pred_logits", "pred_masks"):
         scale = first[name].abs().max()
         assert (other[name].float() - first[name]).abs().max() < 0.05 * scale
-    with torch.autocast("cpu", dtype):
+    with autocast(dtype):
         losses = criterion()(head(inputs), [target(2), target(1)])
     assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
@@ -247,7 +248,7 @@ def test_padding_changes_no_loss_at_the_same_places() -> None:
     targets = [target(2), target(3)]
 
     def losses(scale: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(0)
 
         def rand(shape: tuple[int, ...], *, device: torch.device) -> Tensor:
             return torch.rand(shape, generator=generator, device=device) / scale
@@ -336,11 +337,12 @@ def test_matches_are_those_of_every_prediction_and_image_alone() -> None:
                     mask = F.binary_cross_entropy_with_logits(predicted, label)
                     likely = classes[wanted["labels"][number_of_object]]
                     cost[query, number_of_object] = 5 * mask + 5 * (1 - dice) - 2 * likely
-            queries, objects = linear_sum_assignment(cost.numpy())
+            queries, objects = linear_sum_assignment(cost.cpu().numpy())
             assert matches[i][0].tolist() == queries.tolist()
             assert matches[i][1].tolist() == objects.tolist()
 
 
+@pytest.mark.cpu  # which pretends to be a device
 def test_the_host_waits_once_for_all_predictions_and_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from comer_d2.heads.criterion import SetCriterion
@@ -18,6 +17,7 @@ from comer_d2.heads.matcher import HungarianMatcher
 from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder
 from comer_d2.layers.positions import sine_position_encoding
 from comer_d2.weights.origins.mask2former import HEAD, PIXEL_DECODER, layout
+from tests.device import load_numbers
 
 KEYS = Path(__file__).parents[1] / "data" / "keys_m2f.txt"
 RENAMED = {"p2": "res2", "p3": "res3", "p4": "res4", "p5": "res5"}
@@ -51,7 +51,7 @@ def official_part(name: str, own: dict[str, Tensor]) -> tuple[set[str], Tensor]:
 
 def read_head(path: Path) -> tuple[dict[str, Tensor], Mask2FormerHead, dict[str, Tensor]]:
     """The file's tensors, the head with its parameters, and its inputs."""
-    tensors = load_file(path)
+    tensors = load_numbers(path)
     config = json.loads(path.with_suffix(".json").read_text())["config"]
     names = [RENAMED[name] for name in config["names"]]
     pixel_decoder = MSDeformAttnPixelDecoder(
@@ -159,7 +159,7 @@ def read_criterion(
     path: Path,
 ) -> tuple[dict, dict[str, Tensor], SetCriterion, dict, list[dict]]:
     """With the official run's random numbers: those of an image's predictions are drawn together here."""
-    tensors = load_file(path)
+    tensors = load_numbers(path)
     about = json.loads(path.with_suffix(".json").read_text())
     weights = about["weights"]
     drawn = [tensors[name] for name in sorted(tensors) if name.startswith("rand.")]

@@ -4,16 +4,18 @@ import torch
 
 from comer_d2.layers.levels import Levels
 
+DEVICE = torch.get_default_device()
+
 
 def test_reference_points_are_cell_centres():
     levels = Levels(((2, 4), (1, 2), (1, 1)))
-    points = levels.reference_points(torch.device("cpu"))
+    points = levels.reference_points(DEVICE)
     fine = [[(x + 0.5) / 4, (y + 0.5) / 2] for y in range(2) for x in range(4)]
     expected = torch.tensor([*fine, [0.25, 0.5], [0.75, 0.5], [0.5, 0.5]])
     torch.testing.assert_close(points, expected[None, :, None])
-    assert levels.reference_points(torch.device("cpu")) is points  # once for all layers
-    assert levels.reference_points(torch.device("cpu"), torch.float64).dtype == torch.float64
-    assert levels.reference_points(torch.device("cpu"), torch.bfloat16) is points
+    assert levels.reference_points(DEVICE) is points  # once for all layers
+    assert levels.reference_points(DEVICE, torch.float64).dtype == torch.float64
+    assert levels.reference_points(DEVICE, torch.bfloat16) is points
 
 
 def test_levels_split_and_merge():

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from timm.layers import DropPath
 from torch import Tensor
 
 from comer_d2.network import ViTCoMerNet
 from comer_d2.weights.origins.vit_comer import ORIGINS as OFFICIAL
+from tests.device import load_numbers
 from tests.networks import make_network, official_network
 
 BACKBONES = "[dsb]e*_tiny*.safetensors"  # detection, segmentation, BEiT
@@ -36,7 +36,7 @@ OFFICIAL_PARTS = {
 
 def read(path: Path) -> tuple[dict[str, Tensor], ViTCoMerNet]:
     """The file's tensors, and the network with its parameters in evaluation mode."""
-    tensors = load_file(path)
+    tensors = load_numbers(path)
     net = official_network(json.loads(path.with_suffix(".json").read_text())["config"])
     net.load_state_dict(convert_official(under("param.", tensors)), strict=True)
     return tensors, net.eval()

@@ -10,7 +10,7 @@ from comer_d2.layers.levels import Levels
 from tests.heads.dino.tiny_dino import roughen, tiny_head
 
 SHAPES = ((12, 16), (6, 8), (3, 4), (2, 2))
-CPU = torch.device("cpu")
+DEVICE = torch.get_default_device()
 
 
 @pytest.mark.parametrize("size", [(90, 128), (96, 100), (33, 65), (1, 1), (95, 127)])
@@ -18,13 +18,13 @@ def test_a_token_is_padding_if_its_cell_begins_there(size: tuple[int, int]) -> N
     pixels = torch.ones(1, 1, 96, 128)
     pixels[..., : size[0], : size[1]] = 0
     expected = [F.interpolate(pixels, shape).flatten() for shape in SHAPES]  # nearest
-    found = Canvas.around(Levels(SHAPES), (96, 128), [size], CPU).padding()
+    found = Canvas.around(Levels(SHAPES), (96, 128), [size], DEVICE).padding()
     assert torch.equal(found[0], torch.cat(expected).bool())
 
 
 def test_images_that_fill_the_batch_have_no_padding() -> None:
     for sizes in (None, [(96, 128)] * 2):
-        canvas = Canvas.around(Levels(SHAPES), (96, 128), sizes, CPU)
+        canvas = Canvas.around(Levels(SHAPES), (96, 128), sizes, DEVICE)
         assert canvas.padding() is None
         assert canvas.centres().shape == (1, 192 + 48 + 12 + 4, 2)
         torch.testing.assert_close(canvas.centres()[0, 1], torch.tensor([1.5 / 16, 0.5 / 12]))
@@ -33,8 +33,8 @@ def test_images_that_fill_the_batch_have_no_padding() -> None:
 def test_positions_and_centres_are_relative_to_the_image() -> None:
     # 48 x 64 pixels in the corner of 96 x 128: as alone, wherever there is image.
     levels, alone = Levels(SHAPES[:3]), Levels(((6, 8), (3, 4)))
-    canvas = Canvas.around(levels, (96, 128), [(48, 64)], CPU)
-    own = Canvas.around(alone, (48, 64), None, CPU)
+    canvas = Canvas.around(levels, (96, 128), [(48, 64)], DEVICE)
+    own = Canvas.around(alone, (48, 64), None, DEVICE)
     inside = ~canvas.padding()[0, : 192 + 48]
     for found, expected in (
         (canvas.centres(), own.centres()),
@@ -44,7 +44,7 @@ def test_positions_and_centres_are_relative_to_the_image() -> None:
         torch.testing.assert_close(found[0, : 192 + 48][inside], expected[0])
     # On the padded levels these are the same cells.
     on_levels = canvas.on_levels(canvas.centres())
-    padded = Canvas.around(levels, (96, 128), None, CPU).centres()[0]
+    padded = Canvas.around(levels, (96, 128), None, DEVICE).centres()[0]
     torch.testing.assert_close(on_levels[0, : 192 + 48][inside][:, 0], padded[: 192 + 48][inside])
 
 

@@ -144,11 +144,12 @@ def test_matches_are_those_of_every_prediction_and_image_alone() -> None:
     for (logits, boxes), matches in zip(layers, found, strict=True):
         for i, wanted in enumerate(targets):
             cost = matcher.cost(logits[i], boxes[i], wanted)
-            queries, objects = linear_sum_assignment(cost.numpy())
+            queries, objects = linear_sum_assignment(cost.cpu().numpy())
             assert matches[i][0].tolist() == queries.tolist()
             assert matches[i][1].tolist() == objects.tolist()
 
 
+@pytest.mark.cpu  # which pretends to be a device
 def test_the_host_waits_once_for_all_predictions_and_images() -> None:
     layers = [Prediction(torch.randn(2, 5, 4), torch.rand(2, 5, 4)) for _ in range(3)]
     denoising = SimpleNamespace(matches=lambda counts: [(torch.arange(n),) * 2 for n in counts])

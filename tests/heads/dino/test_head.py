@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from comer_d2.heads.dino import BoxMatcher, DINOCriterion, DINOHead
+from tests.device import autocast
 from tests.heads.dino.tiny_dino import roughen, tiny_features, tiny_head, tiny_target
 
 
@@ -47,7 +48,7 @@ def test_checkpointing_changes_nothing() -> None:
 def test_autocast(dtype: torch.dtype) -> None:
     head = rough_head()
     expected = losses_of(head)
-    with torch.autocast("cpu", dtype=dtype):
+    with autocast(dtype):
         found = losses_of(head)
     for name, loss in found.items():
         assert loss.dtype == torch.float32

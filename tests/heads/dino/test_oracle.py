@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.ops import box_convert
 
@@ -14,6 +13,7 @@ from comer_d2.heads.dino import BoxMatcher, DINOCriterion, DINOHead
 from comer_d2.heads.dino.head import DINOOutputs
 from comer_d2.heads.dino.predictors import Prediction
 from comer_d2.weights.origins.mmdetection_dino import layout
+from tests.device import load_numbers
 from tests.heads.dino.tiny_dino import tiny_head
 
 DATA = Path(__file__).parents[2] / "data"
@@ -34,7 +34,7 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def oracle() -> dict[str, Tensor]:
-    return load_file(DATA / "mmdet_dino.safetensors")
+    return load_numbers(DATA / "mmdet_dino.safetensors")
 
 
 @pytest.fixture(scope="module")
