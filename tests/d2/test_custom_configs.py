@@ -1,6 +1,7 @@
 """The small configs of configs/custom: each builds for any number of classes, and its losses train every part."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from detectron2.config import instantiate
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from comer_d2.d2.engine.average import WeightAverage
 from comer_d2.d2.engine.config import load_config
 
 CUSTOM = Path(__file__).parents[2] / "configs" / "custom"
@@ -49,6 +51,7 @@ def test_a_small_config_trains_a_step(leaf: str, most_millions: float) -> None:
     assert sum(p.numel() for p in model.parameters()) < most_millions * 1e6
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
+    average = WeightAverage(model, 0.99)
     with EventStorage():
         losses = model([record("faster" not in leaf) for _ in range(2)])
     total = sum(losses.values())
@@ -58,6 +61,10 @@ def test_a_small_config_trains_a_step(leaf: str, most_millions: float) -> None:
     assert not idle
     optimizer.step()
     assert all(torch.isfinite(p).all() for p in model.parameters())
+    average.trainer = SimpleNamespace(bare_model=model, iter=0)
+    average.after_step()
+    for name, value in average.model.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
 
 
 def test_the_semantic_recipe_moves_the_vit_a_fiftieth_as_fast() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -80,6 +81,19 @@ def takes_a_step(
     return all(comm.all_gather(fits))
 
 
+def probing_trainer(cfg: DictConfig, model: nn.Module) -> Trainer:
+    """A trainer with the config's optimizer and precision, for a model that is thrown away; `cfg` stays as it is."""
+    own = DictConfig({"optimizer": copy.deepcopy(cfg.optimizer)}, flags={"allow_objects": True})
+    own.optimizer.params.model = model
+    return Trainer(
+        model,
+        [],
+        build(own, "optimizer"),
+        device_type=torch.device(cfg.train.device).type,
+        amp_dtype=getattr(torch, cfg.train.amp.dtype) if cfg.train.amp.enabled else None,
+    )
+
+
 def settle_batch(cfg: DictConfig, loader: Any, make_model: Callable[[], nn.Module]) -> str:
     """Choose total_batch_size and accumulation_steps so that an update sees as many images as before.
 
@@ -130,15 +144,6 @@ def _fits_gpu(
     def used() -> float:
         return (torch.cuda.max_memory_reserved() - before + beside) / free
 
-    optimizer_cfg = cfg.optimizer.copy()
-    optimizer_cfg.params.model = model
-    trainer = Trainer(
-        model,
-        [],
-        build(DictConfig({"optimizer": optimizer_cfg}, flags={"allow_objects": True}), "optimizer"),
-        device_type="cuda",
-        amp_dtype=getattr(torch, cfg.train.amp.dtype) if cfg.train.amp.enabled else None,
-    )
-    fits = takes_a_step(trainer, worst, size, used)
+    fits = takes_a_step(probing_trainer(cfg, model), worst, size, used)
     logger.info("train.auto_batch_size: %d images: %s", size, "fit" if fits else "do not fit")
     return fits

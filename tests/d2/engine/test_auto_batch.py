@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from comer_d2.d2.engine.auto_batch import (
     MARGIN,
     largest_batch,
+    probing_trainer,
     settle_batch,
     takes_a_step,
     worst_samples,
@@ -111,3 +112,16 @@ def test_the_rest_of_an_update_is_accumulated(monkeypatch: pytest.MonkeyPatch) -
     note = settle_batch(cfg, Loader(), nn.Identity)
     assert (cfg.dataloader.train.total_batch_size, cfg.train.accumulation_steps) == (4, 3)
     assert "4 images at once fit this GPU, of 12 an update" in note
+
+
+def test_the_probes_optimizer_is_the_configs_which_stays_as_it_was() -> None:
+    config = str(ROOT / "configs/custom/mask_rcnn_comer_t.py")
+    cfg = load_config(
+        config, ["train.device=cpu", "optimizer.lr=0.25", "optimizer.weight_decay=0.5"]
+    )
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 2)})
+    trainer = probing_trainer(cfg, model)
+    assert isinstance(trainer.optimizer, torch.optim.AdamW)
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.25}
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.5, 0.0}
+    assert "model" not in cfg.optimizer.params
