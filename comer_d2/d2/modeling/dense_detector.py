@@ -92,20 +92,20 @@ class DenseDetector(Detectron2Detector):
         results = []
         for i, size in enumerate(images.image_sizes):
             found = detect(
-                levels,
-                i,
+                [level.of_image(i) for level in levels],
                 size,
                 score_threshold=self.test_score_thresh,
                 candidates_per_level=self.test_topk_candidates,
                 nms_threshold=self.test_nms_thresh,
                 max_detections=self.max_detections_per_image,
             )
+            taken = found.classes[0] >= 0
             results.append(
                 Instances(
                     tuple(size),
-                    pred_boxes=Boxes(found.boxes),
-                    scores=found.scores,
-                    pred_classes=found.classes,
+                    pred_boxes=Boxes(found.boxes[0, taken]),
+                    scores=found.scores[0, taken],
+                    pred_classes=found.classes[0, taken],
                 )
             )
         return results

@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from ...heads.dino.detections import best_pairs
 from ...heads.dino.predictors import Prediction
 from ...heads.distributed import accumulation_weights
 from ...heads.soft_nms import soft_nms
@@ -124,16 +125,14 @@ class DINO(nn.Module):
             image_size: (h, w) of the image that was seen, in pixels.
             record: `height` and `width` of the output.
         """
-        scores = prediction.logits.float().sigmoid().flatten()
-        scores, at = scores.topk(min(self.max_detections_per_image, len(scores)))
-        num_classes = prediction.logits.shape[-1]
-        height, width = image_size
-        boxes = box_convert(prediction.boxes[at // num_classes], "cxcywh", "xyxy")
-        boxes = boxes * boxes.new_tensor([width, height, width, height])
+        batch = Prediction(prediction.logits[None], prediction.boxes[None])
+        best = best_pairs(batch, image_size, self.max_detections_per_image)
         found = Instances(
-            (height, width), pred_boxes=Boxes(boxes), scores=scores, pred_classes=at % num_classes
+            image_size,
+            pred_boxes=Boxes(best.boxes[0]),
+            scores=best.scores[0],
+            pred_classes=best.classes[0],
         )
-        found.pred_boxes.clip(found.image_size)
         if self.soft_nms_threshold is not None:
             keep, scores = soft_nms(
                 found.pred_boxes.tensor,
@@ -143,7 +142,8 @@ class DINO(nn.Module):
             )
             found = found[keep]
             found.scores = scores
-        return detector_postprocess(found, record.get("height", height), record.get("width", width))
+        output_size = record.get("height", image_size[0]), record.get("width", image_size[1])
+        return detector_postprocess(found, *output_size)
 
 
 def target_of(instances: Instances, record: dict[str, Any]) -> dict[str, Any]:

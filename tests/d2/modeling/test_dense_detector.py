@@ -1,4 +1,4 @@
-"""ATSS and GFL as Detectron2 models: the pyramid, images without objects, precision, export."""
+"""ATSS and GFL as Detectron2 models: the pyramid, images without objects, precision."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from comer_d2.d2.modeling.dense_detector import DenseDetector, LastLevelP6P7
-from comer_d2.heads.dense_inference import Detections, detect
 
 ROOT = Path(__file__).parents[3]
 HEADS = ["atss", "gfl"]
@@ -194,27 +193,6 @@ def test_activation_checkpointing_changes_nothing(head: str) -> None:
     torch.testing.assert_close(results[1], results[0])
 
 
-class Inference(nn.Module):
-    """What is exported of a detector: from a normalised image to its detections."""
-
-    def __init__(self, model: DenseDetector) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> Detections:
-        features = self.model.backbone(image)
-        maps = [features[name] for name in self.model.head_in_features]
-        return detect(
-            self.model.head.decode(self.model.head(maps)),
-            0,
-            tuple(image.shape[-2:]),
-            score_threshold=0.05,
-            candidates_per_level=100,
-            nms_threshold=0.6,
-            max_detections=40,
-        )
-
-
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize(
     ("key", "value"),
@@ -232,26 +210,3 @@ def test_maps_of_other_strides_are_refused(head: str, key: str, value: list) -> 
     OmegaConf.update(cfg.model, key, value)
     with pytest.raises(ValueError, match=r"head_in_features .* strides .*'p3': 8"):
         instantiate(cfg.model)
-
-
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("size", ["fixed", pytest.param("free", marks=pytest.mark.slow)])
-def test_the_model_exports(head: str, size: str) -> None:
-    """Suppression included; at a free size, P7 must have more than one cell along both sides."""
-    model = tiny(head).eval()
-    nn.init.normal_(model.head.cls_score.weight, std=0.3)
-    module = Inference(model)
-    sizes = [(160, 224)]
-    free = None
-    if size == "free":
-        sizes += [(256, 160), (192, 320)]
-        sides = {2: torch.export.Dim("h", min=5, max=42), 3: torch.export.Dim("w", min=5, max=42)}
-        free = ({side: 32 * steps for side, steps in sides.items()},)
-    with torch.no_grad():
-        image = torch.randn(1, 3, *sizes[0])
-        program = torch.export.export(module, (image,), dynamic_shapes=free).module()
-        for height, width in sizes:
-            image = torch.randn(1, 3, height, width)
-            found, expected = program(image), module(image)
-            assert 0 < len(expected.boxes) <= 40
-            torch.testing.assert_close(tuple(found), tuple(expected), atol=1e-3, rtol=1e-4)

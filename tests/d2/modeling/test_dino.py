@@ -136,30 +136,6 @@ def test_one_image_alone_is_predicted_as_in_a_batch() -> None:
         torch.testing.assert_close(found["instances"].scores, expected["instances"].scores)
 
 
-class Inference(nn.Module):
-    """What is exported of a detector: from a normalised image to classes and boxes of its queries."""
-
-    def __init__(self, model: DINO) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = self.model.head(self.model.backbone(image), image.shape[-2:])
-        return tuple(outputs.layers[-1])
-
-
-@pytest.mark.parametrize("leaf", ["dino", "codino"])
-def test_the_model_exports_at_a_fixed_size(leaf: str) -> None:
-    cfg = LazyConfig.load(str(ROOT / f"configs/quickstart/{leaf}_comer_digits.py"))
-    cfg.dataset.num_classes = NUM_CLASSES
-    module = Inference(instantiate(cfg.model).eval())
-    roughen(module.model.head)
-    with torch.no_grad():
-        program = torch.export.export(module, (torch.randn(1, 3, 96, 128),)).module()
-        image = torch.randn(1, 3, 96, 128)
-        torch.testing.assert_close(program(image), module(image), rtol=1e-4, atol=1e-4)
-
-
 class Given(nn.Module):
     """Candidates as they are, as queries."""
 
