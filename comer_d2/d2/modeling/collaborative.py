@@ -53,6 +53,26 @@ class CollaborativeHeads(nn.Module):
         )
         self.weight = weight
 
+    def check_strides(self, strides: list[int]) -> None:
+        """Raises a ValueError if one of the heads takes its maps for others: boxes would be elsewhere.
+
+        Args:
+            strides: of the encoder's maps and the additional one, finest first.
+        """
+        pooled = [int(name[1:]) for name in self.roi_heads.box_in_features]
+        scales = [pooler.spatial_scale for pooler in self.roi_heads.box_pooler.level_poolers]
+        taken = {
+            "atss.strides": (list(self.atss.strides), strides),
+            "proposal_generator.anchor_generator.strides": (
+                list(self.proposal_generator.anchor_generator.strides),
+                [strides[int(name[1:])] for name in self.proposal_generator.in_features],
+            ),
+            "roi_heads.box_pooler.scales": (scales, [1 / strides[i] for i in pooled]),
+        }
+        for name, (found, expected) in taken.items():
+            if found != expected:
+                raise ValueError(f"collaborative.{name} must be {expected}, got {found}")
+
     def forward(
         self,
         images: ImageList,

@@ -30,7 +30,8 @@ class DenseDetector(Detectron2Detector):
         input_format: the order of channels that the model is trained on.
 
     Raises:
-        ValueError: if the maps are not those that the head's strides are of.
+        ValueError: if the maps are not those that the head's strides are of, or for a limit that would
+            leave no detections.
     """
 
     def __init__(
@@ -52,6 +53,16 @@ class DenseDetector(Detectron2Detector):
             raise ValueError(
                 f"head_in_features {list(head_in_features)} must be maps of the head's strides "
                 f"{list(head.strides)}; the backbone's maps and their strides are {given}"
+            )
+        if (
+            not (0 <= test_score_thresh < 1 and 0 <= test_nms_thresh <= 1)
+            or min(test_topk_candidates, max_detections_per_image) < 1
+        ):
+            raise ValueError(
+                "detections need test_score_thresh in [0, 1), test_nms_thresh in [0, 1], and "
+                "test_topk_candidates and max_detections_per_image from 1 on, got "
+                f"{test_score_thresh}, {test_nms_thresh}, {test_topk_candidates} and "
+                f"{max_detections_per_image}"
             )
         super().__init__(
             backbone, head, list(head_in_features), pixel_mean=pixel_mean, pixel_std=pixel_std

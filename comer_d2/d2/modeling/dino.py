@@ -34,6 +34,10 @@ class DINO(nn.Module):
         soft_nms_threshold: IoU from which on a box lowers the scores of worse ones of its class;
             None: all scores stay.
         input_format: the order of channels that the model is trained on.
+
+    Raises:
+        ValueError: the backbone's maps are not those that the head reads, the collaborative heads'
+            strides are not the maps', or there would be no detections.
     """
 
     def __init__(
@@ -50,6 +54,26 @@ class DINO(nn.Module):
         input_format: str = "RGB",
     ) -> None:
         super().__init__()
+        neck, given = head.neck, backbone.output_shape()
+        channels = {name: shape.channels for name, shape in given.items()}
+        if [channels.get(name) for name in neck.in_features] != list(neck.in_channels):
+            raise ValueError(
+                f"the neck reads in_features {list(neck.in_features)} of in_channels "
+                f"{list(neck.in_channels)}; the backbone's maps and their channels are {channels}"
+            )
+        if max_detections_per_image < 1:
+            raise ValueError(
+                f"max_detections_per_image must be at least 1, got {max_detections_per_image}"
+            )
+        if soft_nms_threshold is not None and not 0 < soft_nms_threshold <= 1:
+            raise ValueError(
+                f"soft_nms_threshold must be an IoU in (0, 1] or None, got {soft_nms_threshold}"
+            )
+        if collaborative is not None:
+            strides = [given[name].stride for name in neck.in_features]
+            while len(strides) <= neck.num_levels:  # the collaborative heads have one map more
+                strides.append(2 * strides[-1])
+            collaborative.check_strides(strides)
         self.backbone = backbone
         self.head = head
         self.criterion = criterion

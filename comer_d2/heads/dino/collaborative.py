@@ -54,6 +54,9 @@ class CollaborativeGenerator(nn.Module):
         least_queries: of every image.
         most_queries: of every image.
         rand: shape, device -> uniform numbers in [0, 1); a test may bring its own.
+
+    Raises:
+        ValueError: if there can be no such number of queries.
     """
 
     def __init__(
@@ -66,6 +69,11 @@ class CollaborativeGenerator(nn.Module):
         rand: Callable[..., Tensor] = torch.rand,
     ) -> None:
         super().__init__()
+        if not 1 <= least_queries <= most_queries:
+            raise ValueError(
+                "least_queries must be at least 1 and at most most_queries, got "
+                f"{least_queries} and {most_queries}"
+            )
         self.num_classes = num_classes
         self.least_queries = least_queries
         self.most_queries = most_queries

@@ -28,6 +28,9 @@ class DINODecoder(nn.Module):
         ffn_dim: hidden channels of the feed-forward networks.
         use_act_checkpoint: compute each layer's activations again in the backward pass instead of
             keeping them.
+
+    Raises:
+        ValueError: without layers, nothing would be predicted.
     """
 
     def __init__(
@@ -43,6 +46,10 @@ class DINODecoder(nn.Module):
         use_act_checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_layers of the decoder must be at least 1, got {num_layers}")
+        self.num_classes = num_classes
+        self.num_levels = num_levels
         self.use_act_checkpoint = use_act_checkpoint
         self.layers = nn.ModuleList(
             DecoderLayer(dim, num_levels, num_heads, num_points, ffn_dim) for _ in range(num_layers)

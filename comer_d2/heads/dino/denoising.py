@@ -74,6 +74,9 @@ class DenoisingGenerator(nn.Module):
         label_noise: half of this share of the labels is drawn anew.
         box_noise: scale of the corners' noise.
         rand: shape, device -> uniform numbers in [0, 1); a test may bring its own.
+
+    Raises:
+        ValueError: for numbers that mean nothing.
     """
 
     def __init__(
@@ -87,6 +90,11 @@ class DenoisingGenerator(nn.Module):
         rand: Callable[..., Tensor] = torch.rand,
     ) -> None:
         super().__init__()
+        if num_queries < 0 or box_noise < 0 or not 0 <= label_noise <= 1:
+            raise ValueError(
+                "denoising takes num_queries and box_noise from 0 on and label_noise in [0, 1], got "
+                f"{num_queries}, {box_noise} and {label_noise}"
+            )
         self.num_classes = num_classes
         self.num_queries = num_queries
         self.label_noise = label_noise

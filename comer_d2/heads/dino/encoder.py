@@ -25,6 +25,9 @@ class DINOEncoder(nn.Module):
         ffn_dim: hidden channels of the feed-forward networks.
         use_act_checkpoint: compute each layer's activations again in the backward pass instead of
             keeping them.
+
+    Raises:
+        ValueError: without layers, nothing would tell the levels apart.
     """
 
     def __init__(
@@ -39,6 +42,9 @@ class DINOEncoder(nn.Module):
         use_act_checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_layers of the encoder must be at least 1, got {num_layers}")
+        self.num_levels = num_levels
         self.use_act_checkpoint = use_act_checkpoint
         self.level_embed = nn.Parameter(torch.empty(num_levels, dim))
         nn.init.normal_(self.level_embed)

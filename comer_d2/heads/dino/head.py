@@ -52,7 +52,7 @@ class DINOHead(nn.Module):
         dim: channels D.
 
     Raises:
-        ValueError: without queries, nothing would be learnt.
+        ValueError: without queries, nothing would be learnt; or the parts do not fit together.
     """
 
     def __init__(
@@ -69,6 +69,14 @@ class DINOHead(nn.Module):
         super().__init__()
         if num_queries < 1:
             raise ValueError(f"num_queries must be at least 1, got {num_queries}")
+        alike = {
+            "num_levels": {"neck": neck, "encoder": encoder, "decoder": decoder},
+            "num_classes": {"proposals": proposals, "decoder": decoder, "denoising": denoising},
+        }
+        for argument, parts in alike.items():
+            values = {name: getattr(part, argument) for name, part in parts.items()}
+            if len(set(values.values())) > 1:
+                raise ValueError(f"{argument} must be the same in all parts, got {values}")
         self.neck = neck
         self.encoder = encoder
         self.proposals = proposals

@@ -39,6 +39,8 @@ class ChannelMapper(nn.Module):
         if dim % norm_groups:
             raise ValueError(f"dim {dim} must be a multiple of norm_groups {norm_groups}")
         self.in_features = tuple(in_features)
+        self.in_channels = tuple(in_channels)
+        self.num_levels = num_levels
         convs = [nn.Conv2d(channels, dim, 1, bias=False) for channels in in_channels]
         # The first one beyond reads the backbone's coarsest map itself.
         more = [in_channels[-1], *[dim] * num_levels]

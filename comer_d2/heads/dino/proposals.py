@@ -24,6 +24,7 @@ class ProposalHead(nn.Module):
 
     def __init__(self, *, dim: int = 256, num_classes: int) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.proj = Linear(dim, dim)
         nn.init.xavier_uniform_(self.proj.weight)
         self.norm = nn.LayerNorm(dim)

@@ -210,3 +210,23 @@ def test_maps_of_other_strides_are_refused(head: str, key: str, value: list) -> 
     OmegaConf.update(cfg.model, key, value)
     with pytest.raises(ValueError, match=r"head_in_features .* strides .*'p3': 8"):
         instantiate(cfg.model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"test_score_thresh": 1.5},
+        {"test_nms_thresh": -0.1},
+        {"test_topk_candidates": 0},
+        {"max_detections_per_image": 0},
+    ],
+    ids=str,
+)
+def test_limits_that_leave_nothing_are_refused(change: dict[str, float]) -> None:
+    cfg = LazyConfig.load(str(ROOT / "configs/quickstart/atss_comer_digits.py"))
+    cfg.dataset.num_classes = 3
+    cfg.model.update(change)
+    with pytest.raises(
+        ValueError, match=f"detections need .*, got .*{next(iter(change.values()))}"
+    ):
+        instantiate(cfg.model)

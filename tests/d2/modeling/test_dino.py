@@ -306,3 +306,39 @@ def test_accumulated_batches_of_unequal_counts_equal_one_large_batch(counts: lis
     accumulated = gradients([[record] for record in records])
     for name, gradient in gradients([records]).items():
         torch.testing.assert_close(accumulated[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_detections_per_image": 0}, "max_detections_per_image must be at least 1, got 0"),
+        ({"soft_nms_threshold": 2.0}, r"IoU in \(0, 1\] or None, got 2"),
+        ({"head": tiny_head(channels=(4, 6, 9))}, r"in_channels \[4, 6, 9\]; .* 'res5': 8"),
+    ],
+    ids=["detections", "threshold", "channels"],
+)
+def test_what_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**change)
+
+
+def test_collaborative_heads_on_other_strides_are_refused(
+    make_collaborative: Callable[[], CollaborativeHeads],
+) -> None:
+    """They would train, on boxes that are elsewhere."""
+    heads = make_collaborative()
+    heads.atss.strides = (4, 8, 16, 32, 64, 128)
+    with pytest.raises(ValueError, match=r"atss\.strides must be \[8, 16, .*\], got \[4, 8, "):
+        build(heads)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_codino_under_autocast(
+    make_collaborative: Callable[[], CollaborativeHeads], dtype: torch.dtype
+) -> None:
+    model = build(make_collaborative()).train()
+    with torch.autocast("cpu", dtype), EventStorage():
+        losses = model([record(100, 128, 2), record(128, 90, 0)])
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())

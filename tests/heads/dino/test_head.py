@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from comer_d2.heads.dino import BoxMatcher, DINOCriterion, DINOHead
+from comer_d2.heads.dino import BoxMatcher, DenoisingGenerator, DINOCriterion, DINOHead
+from comer_d2.heads.dino.collaborative import CollaborativeGenerator
 from tests.device import autocast
 from tests.heads.dino.tiny_dino import roughen, tiny_features, tiny_head, tiny_target
 
@@ -26,6 +27,24 @@ def losses_of(head: DINOHead) -> dict[str, Tensor]:
 def test_a_head_without_queries_is_refused() -> None:
     with pytest.raises(ValueError, match="num_queries must be at least 1, got 0"):
         tiny_head(num_queries=0)
+
+
+def test_parts_that_do_not_fit_are_refused() -> None:
+    parts = {name: getattr(tiny_head(), name) for name in ("neck", "encoder", "proposals")}
+    parts |= {name: getattr(tiny_head(), name) for name in ("decoder", "denoising")}
+    for name, other, message in (
+        ("encoder", tiny_head(num_levels=5).encoder, "num_levels must .* 'encoder': 5"),
+        ("denoising", DenoisingGenerator(dim=16, num_classes=7), "num_classes .* 'denoising': 7"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DINOHead(**{**parts, name: other}, dim=16)
+    for layers in ("encoder_layers", "decoder_layers"):
+        with pytest.raises(ValueError, match=f"num_layers of the {layers[:7]} must be at least 1"):
+            tiny_head(**{layers: 0})
+    with pytest.raises(ValueError, match=r"label_noise in \[0, 1\], got 100, 1.0 and 1.5"):
+        DenoisingGenerator(num_classes=2, label_noise=1.5)
+    with pytest.raises(ValueError, match="at most most_queries, got 10 and 5"):
+        CollaborativeGenerator(num_classes=2, least_queries=10, most_queries=5)
 
 
 def test_a_wrong_number_of_heads_is_told_by_its_own_name() -> None:

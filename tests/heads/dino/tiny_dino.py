@@ -27,6 +27,7 @@ def tiny_head(
     decoder_layers: int = 3,
     num_queries: int = 8,
     denoising_queries: int = 9,
+    channels: tuple[int, ...] = CHANNELS,
     use_act_checkpoint: bool = False,
     **attention: Any,
 ) -> DINOHead:
@@ -39,7 +40,7 @@ def tiny_head(
     }
     classes = {"dim": dim, "num_classes": NUM_CLASSES}
     return DINOHead(
-        neck=ChannelMapper(in_channels=CHANNELS, dim=dim, num_levels=num_levels, norm_groups=4),
+        neck=ChannelMapper(in_channels=channels, dim=dim, num_levels=num_levels, norm_groups=4),
         encoder=DINOEncoder(num_layers=encoder_layers, **attention),
         proposals=ProposalHead(**classes),
         decoder=DINODecoder(num_layers=decoder_layers, num_classes=NUM_CLASSES, **attention),
