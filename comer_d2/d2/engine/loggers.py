@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from detectron2.utils.events import EventWriter, TensorboardXWriter, get_event_storage
@@ -99,9 +99,11 @@ class _Service(EventWriter):
     A run that goes on is the same run there: its number is kept in the output folder.
     """
 
+    number_file: ClassVar[str]
+
     def __init__(self, output_dir: str, window: int) -> None:
         self._window = window
-        self._number_file = os.path.join(output_dir, f"{type(self).__name__}.txt")
+        self._number_file = os.path.join(output_dir, self.number_file)
         self._last, self._last_picture = -1, -1
         self._start(output_dir, self._number())
 
@@ -143,6 +145,8 @@ class _Service(EventWriter):
 class WandbWriter(_Service):
     """Weights & Biases. WANDB_PROJECT names the project, WANDB_MODE=offline keeps all on this machine."""
 
+    number_file = "wandb_run.txt"
+
     def _start(self, output_dir: str, number: str | None) -> None:
         import wandb
 
@@ -166,6 +170,8 @@ class WandbWriter(_Service):
 
 class MLflowWriter(_Service):
     """MLflow. MLFLOW_TRACKING_URI names the server; without it, what MLflow itself takes then: a local database."""
+
+    number_file = "mlflow_run.txt"
 
     def _start(self, output_dir: str, number: str | None) -> None:
         import mlflow

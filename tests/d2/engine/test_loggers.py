@@ -72,7 +72,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.1)
     assert all(text in record.read_bytes() for text in expected)
     assert len(list(folder.rglob("*.png"))) == 1
-    number = (tmp_path / "WandbWriter.txt").read_text().strip()
+    number = (tmp_path / "wandb_run.txt").read_text().strip()
     assert number in folder.name
 
     write_three(tmp_path, ["wandb"], start=3)  # the same run there
