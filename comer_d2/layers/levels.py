@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -49,10 +50,30 @@ class Levels:
         """Maps (B, D, H, W) -> tokens (B, S, D); the inverse of :meth:`maps`."""
         return torch.cat([map_to_tokens(m) for m in maps], dim=1)
 
-    def add_vit(self, tokens: Tensor, vit_tokens: Tensor) -> Tensor:
-        """Adds ViT tokens (B, H*W, D) to the stride-16 part of tokens (B, S, D)."""
-        fine, middle, coarse = self.split(tokens)
-        return torch.cat([fine, middle + vit_tokens, coarse], dim=1)
+    def add(self, tokens: Tensor, others: Tensor, level: int) -> Tensor:
+        """Adds tokens (B, H*W, D) of one level to that part of tokens (B, S, D)."""
+        parts = list(self.split(tokens))
+        parts[level] = parts[level] + others
+        return torch.cat(parts, dim=1)
+
+    def fuse(self, tokens: Tensor, level: int) -> Tensor:
+        """Brings all levels of tokens (B, S, D) to the size of one and sums them.
+
+        Finer levels, of twice the size each, are averaged; coarser ones are resized bilinearly.
+
+        Returns:
+            (B, D, H, W) of that level.
+        """
+        size = self.spatial_shapes[level]
+        maps = self.maps(tokens)
+        for i in range(level):
+            maps[i] = F.avg_pool2d(maps[i], 2 ** (level - i))
+        for i in range(level + 1, len(maps)):
+            maps[i] = F.interpolate(maps[i], size, mode="bilinear", align_corners=False)
+        total = maps[0]
+        for m in maps[1:]:
+            total = total + m
+        return total
 
     def reference_points(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
         """Where queries look from that are the pyramid's own tokens: the centres of their cells.

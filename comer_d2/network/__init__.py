@@ -1,4 +1,4 @@
-"""The network, in reading order: pyramid, vit, interaction, vit_comer."""
+"""The network, in reading order: pyramid, trunk, vit, interaction, vit_comer."""
 
 from .vit import ViT
 from .vit_comer import ViTCoMerNet

@@ -13,6 +13,7 @@ from ..layers.drop_path import DropPath
 from ..layers.levels import Levels, map_to_tokens
 from ..layers.linear import Linear
 from ..layers.token_conv import LevelDepthwiseConv, TokenDepthwiseConv
+from .trunk import Call, Stage
 from .vit import LAYER_NORM_EPS
 
 NUM_LEVELS = 3
@@ -106,39 +107,48 @@ class FFNBranch(nn.Module):
 class CTIToV(nn.Module):
     """CNN-Transformer bidirectional fusion, CNN to ViT.
 
-    The CNN tokens attend to themselves across levels; all levels are then brought to the ViT's
-    map and added to the ViT tokens through a gate.
+    The CNN tokens attend to themselves across levels; all levels are then brought to the map of the
+    trunk's tokens and added to these through a gate.
 
     Source: Sec. 3.3 of arXiv 2403.07392. As in the released models, the ViT tokens stay in the CNN
-    tokens' stride-16 level afterwards.
+    tokens' level of their stride afterwards.
 
     Args:
-        dim: channels D of a token.
+        dim: channels D of a CNN token.
+        trunk_dim: channels C of a token of the trunk; where it is not ``dim``, what is added is
+            projected.
+        level: the CNN tokens' level that has the stride of the trunk's tokens.
         attn: the deformable attention.
         ffn: the residual branch after it, if any.
-        gate_init: initial value of the gate; 0 leaves the pretrained ViT untouched at the start.
+        gate_init: initial value of the gate; 0 leaves the pretrained trunk untouched at the start.
     """
 
     def __init__(
-        self, dim: int, attn: MSDeformAttn, ffn: FFNBranch | None, gate_init: float
+        self,
+        dim: int,
+        trunk_dim: int,
+        level: int,
+        attn: MSDeformAttn,
+        ffn: FFNBranch | None,
+        gate_init: float,
     ) -> None:
         super().__init__()
+        self.level = level
         self.query_norm = layer_norm(dim)
         self.feat_norm = layer_norm(dim)
         self.attn = attn
         self.ffn = ffn
-        self.gamma = nn.Parameter(torch.full((dim,), float(gate_init)))
+        self.to_trunk = projection(dim, trunk_dim)
+        self.gamma = nn.Parameter(torch.full((trunk_dim,), float(gate_init)))
 
     def forward(self, x: Tensor, c: Tensor, levels: Levels) -> Tensor:
-        """ViT tokens x (B, H*W, D) and CNN tokens c (B, S, D), x added -> new x (B, H*W, D)."""
+        """Trunk tokens x (B, N, C) and CNN tokens c (B, S, D), x added -> new x (B, N, C)."""
         points = levels.reference_points(c.device, c.dtype)
         o = self.attn(self.query_norm(c), points, self.feat_norm(c), levels)
         if self.ffn is not None:
             o = self.ffn(o, levels)
-        fine, middle, coarse = levels.maps(o)
-        coarse = F.interpolate(coarse, size=middle.shape[-2:], mode="bilinear", align_corners=False)
-        fused = F.avg_pool2d(fine, 2) + middle + coarse
-        return x + self.gamma * map_to_tokens(fused)
+        fused = map_to_tokens(levels.fuse(o, self.level))
+        return x + self.gamma * self.to_trunk(fused)
 
 
 class FeatureInteraction(nn.Module):
@@ -178,20 +188,22 @@ class CTIToC(nn.Module):
     interaction (not in the paper's figure) have another feed-forward branch in front.
 
     Args:
+        level: the CNN tokens' level that has the stride of the trunk's tokens.
         ffn: the feed-forward branch in front, if any.
         feature_interaction: the CNN tokens' attention to themselves, if any.
     """
 
     def __init__(
-        self, ffn: FFNBranch | None, feature_interaction: FeatureInteraction | None
+        self, level: int, ffn: FFNBranch | None, feature_interaction: FeatureInteraction | None
     ) -> None:
         super().__init__()
+        self.level = level
         self.ffn = ffn
         self.feature_interaction = feature_interaction
 
     def forward(self, c: Tensor, x: Tensor, levels: Levels) -> Tensor:
-        """CNN tokens c (B, S, D) and ViT tokens x (B, H*W, D) -> new c (B, S, D)."""
-        c = levels.add_vit(c, x)
+        """CNN tokens c (B, S, D) and the trunk's, projected, x (B, N, D) -> new c (B, S, D)."""
+        c = levels.add(c, x, self.level)
         if self.ffn is not None:
             c = self.ffn(c, levels)
         if self.feature_interaction is not None:
@@ -200,11 +212,15 @@ class CTIToC(nn.Module):
 
 
 class Interaction(nn.Module):
-    """What surrounds the ViT blocks of one stage.
+    """What surrounds the blocks of one stage of the trunk.
 
-    Source: Figure 3 of arXiv 2403.07392.
+    Source: Figure 3 of arXiv 2403.07392. A plain ViT's tokens belong to the CNN tokens' stride-16
+    level; those of a hierarchical trunk to the level of their own stride, as the authors answered in
+    issue 11 of their repository.
 
     Args:
+        dim: channels D of a CNN token.
+        stage: the stage of the trunk.
         mrfp: the multi-receptive field pyramid, if any.
         cti_to_v: CNN to ViT, before the blocks, if any.
         cti_to_c: ViT to CNN, after the blocks, if any.
@@ -214,6 +230,8 @@ class Interaction(nn.Module):
 
     def __init__(
         self,
+        dim: int,
+        stage: Stage,
         mrfp: MRFP | None,
         cti_to_v: CTIToV | None,
         cti_to_c: CTIToC | None,
@@ -221,55 +239,69 @@ class Interaction(nn.Module):
         use_act_checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        self.stage = stage
         self.mrfp = mrfp
         self.cti_to_v = cti_to_v
         self.cti_to_c = cti_to_c
         self.extra_cti = nn.ModuleList(extra_cti)
+        reads_trunk = cti_to_v is not None or cti_to_c is not None or len(extra_cti) > 0
+        self.to_cnn = projection(stage.dim, dim) if reads_trunk else nn.Identity()
         self.use_act_checkpoint = use_act_checkpoint
 
     def forward(
-        self,
-        x: Tensor,
-        c: Tensor,
-        blocks: Sequence[nn.Module],
-        levels: Levels,
-        rope: Tensor | None = None,
+        self, x: Tensor, c: Tensor, levels: Levels, blocks: Callable[[Tensor, Call], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """ViT tokens x (B, P + H*W, D), CNN tokens c (B, S, D) -> new x, new c of the same shapes.
+        """Runs the blocks and what surrounds them; the P prefix tokens only take part in the blocks.
 
-        The P prefix tokens of x only take part in the ViT blocks.
+        Args:
+            x: (B, P + N, C) tokens of the trunk, N those of the stage's level.
+            c: (B, S, D) CNN tokens.
+            levels: of the CNN tokens.
+            blocks: runs the stage's blocks on x, each by the given call.
+
+        Returns:
+            New x and new c of the same shapes.
         """
-        height, width = levels.spatial_shapes[1]
-        prefix, x = x.split([x.shape[1] - height * width, height * width], dim=1)
+        count = levels.sizes[self.stage.level]
+        prefix, x = x.split([x.shape[1] - count, count], dim=1)
         if self.mrfp is not None:
             c = self.run(self.mrfp, c, levels)
         if self.cti_to_v is not None:
-            c = levels.add_vit(c, x)
+            c = levels.add(c, self.to_cnn(x), self.stage.level)
             x = self.run(self.cti_to_v, x, c, levels)
-        x = join(prefix, x)
-        for block in blocks:
-            x = self.run(block, x, height, width, rope)
-        prefix, x = x.split([prefix.shape[1], height * width], dim=1)
+        x = blocks(join(prefix, x), self.run)
+        prefix, x = x.split([prefix.shape[1], count], dim=1)
+        x_for_cnn = self.to_cnn(x)
         if self.cti_to_c is not None:
-            c = self.run(self.cti_to_c, c, x, levels)
+            c = self.run(self.cti_to_c, c, x_for_cnn, levels)
         for cti in self.extra_cti:
-            c = self.run(cti, c, x, levels)
+            c = self.run(cti, c, x_for_cnn, levels)
         return join(prefix, x), c
 
     def run(self, module: nn.Module, *inputs: object) -> Tensor:
-        """Calls a module, under activation checkpointing if that is on and gradients are needed."""
-        if not (self.use_act_checkpoint and torch.is_grad_enabled()):
-            return module(*inputs)
+        """Calls a module, under activation checkpointing if that is on."""
+        return recomputed(module, *inputs) if self.use_act_checkpoint else module(*inputs)
 
-        def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-            return nullcontext(), frozen_running_statistics(module)
 
-        return checkpoint(module, *inputs, use_reentrant=False, context_fn=contexts)
+def recomputed(module: nn.Module, *inputs: object) -> Tensor:
+    """Calls a module whose activations are recomputed in the backward pass, if there is one."""
+    if not torch.is_grad_enabled():
+        return module(*inputs)
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), frozen_running_statistics(module)
+
+    return checkpoint(module, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 def join(prefix: Tensor, x: Tensor) -> Tensor:
     """Prefix tokens (B, P, D) in front of map tokens (B, N, D)."""
     return torch.cat([prefix, x], dim=1) if prefix.shape[1] else x
+
+
+def projection(dim: int, new_dim: int) -> nn.Module:
+    """A linear layer where widths differ, nothing where they are the same."""
+    return nn.Identity() if dim == new_dim else Linear(dim, new_dim)
 
 
 @contextmanager

@@ -20,15 +20,18 @@ from timm.layers import (
 from torch import Tensor, nn
 
 from ..layers.drop_path import DropPath
-from ..layers.levels import map_to_tokens, tokens_to_map
+from ..layers.levels import Levels, map_to_tokens, tokens_to_map
 from ..layers.linear import with_own_linears
 from ..layers.positions import resize_position_table
 from .init import draw_layers
+from .trunk import BlockRanges, Call, Stage, check_cover
 from .vit_attention import Attention, QKVBias, RelativePositionAttention
 
 # The CNN branch meets the ViT at stride 16; pretrained kernels of another size are resampled to it.
 PATCH_SIZE = 16
 LAYER_NORM_EPS = 1e-6
+LEVEL = 1  # stride 16, of the CNN tokens' three levels
+NUM_STAGES = 4
 # Rotary positions by family, in timm's terms; none of them has parameters.
 ROPE: dict[str, dict[str, Any]] = {
     "dinov3": {"rope_type": "dinov3", "temperature": 100.0, "rotate_half": True},
@@ -298,7 +301,7 @@ class ViT(nn.Module):
             part.requires_grad_(False)
         self.is_drawn = draw_weights
         if draw_weights:
-            draw_layers(self)
+            self.draw_layers()
             self.draw_tables()
 
     def frozen_parts(self) -> list[nn.Module | nn.Parameter]:
@@ -315,6 +318,10 @@ class ViT(nn.Module):
             if isinstance(part, nn.Module):
                 part.eval()
         return self
+
+    def draw_layers(self) -> None:
+        """Draws linear layers and the patch embedding, as the released training did."""
+        draw_layers(self)
 
     def draw_tables(self) -> None:
         """Draws positions and prefix tokens, as the released training did."""
@@ -362,6 +369,65 @@ class ViT(nn.Module):
     def rope_of(self, height: int, width: int) -> Tensor | None:
         """Rotary positions (height*width, 2*d) of a map, or ``None``; shared by all blocks."""
         return None if self.rope is None else self.rope.get_embed([height, width])
+
+    def stages(self, interaction_indexes: BlockRanges | None) -> list[Stage]:
+        """The stages of some (first, last) blocks each; of ``None``, four of the same length.
+
+        Raises:
+            ValueError: if they do not cover the blocks, or these cannot be shared out.
+        """
+        depth = len(self.blocks)
+        if interaction_indexes is None:
+            if depth % NUM_STAGES:
+                raise ValueError(
+                    f"{depth} blocks cannot be shared out to {NUM_STAGES} interactions: set "
+                    "interaction_indexes"
+                )
+            starts = range(0, depth, depth // NUM_STAGES)
+            interaction_indexes = [(i, i + depth // NUM_STAGES - 1) for i in starts]
+        check_cover(interaction_indexes, range(depth), f"depth is {depth}")
+        return [Stage(first, last, self.embed_dim, LEVEL) for first, last in interaction_indexes]
+
+    def map_dims(self, features: str, num_stages: int) -> list[int]:
+        """Channels of the maps for the outputs: ``embed_dim``.
+
+        Raises:
+            ValueError: for ``"stages"``, if there are not four.
+        """
+        if features == "stages" and num_stages != NUM_STAGES:
+            raise ValueError(
+                f"vit_features='stages' adds one interaction to each of {NUM_STAGES} outputs, got "
+                f"{num_stages} interactions"
+            )
+        return [] if features == "none" else [self.embed_dim] * NUM_STAGES
+
+    def start(self, image: Tensor, call: Call) -> Tensor:
+        """As :meth:`tokens`."""
+        return self.tokens(image)
+
+    def enter(self, x: Tensor, stage: Stage, levels: Levels) -> Tensor:
+        """Nothing: all stages have the same map."""
+        return x
+
+    def run_blocks(
+        self, x: Tensor, call: Call, *, stage: Stage, size: tuple[int, int], rope: Tensor | None
+    ) -> Tensor:
+        """Tokens (B, P + H*W, D), the map of ``size`` (H, W), through a stage's blocks."""
+        for block in self.blocks[stage.first : stage.last + 1]:
+            x = call(block, x, *size, rope)
+        return x
+
+    def maps(
+        self,
+        features: str,
+        x_first: Tensor,
+        x_after: Sequence[tuple[Stage, Tensor]],
+        levels: Levels,
+    ) -> list[Tensor]:
+        """The final map (B, D, H, W) four times (``"last"``), or that of every stage (``"stages"``)."""
+        height, width = levels.spatial_shapes[LEVEL]
+        wanted = x_after if features == "stages" else [x_after[-1]] * NUM_STAGES
+        return [tokens_to_map(x[:, -height * width :], height, width) for _, x in wanted]
 
 
 def build_mlp(dim: int, hidden_dim: int, kind: str, sub_norm_eps: float | None) -> nn.Module:

@@ -1,6 +1,7 @@
 """The whole network: Figure 3 of arXiv 2403.07392, left to right."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.deform_attn import MSDeformAttn
-from ..layers.levels import Levels, map_to_tokens, tokens_to_map
+from ..layers.levels import Levels, map_to_tokens
 from ..layers.resize import resize_bilinear
 from .init import draw_layers
 from .interaction import (
@@ -20,12 +21,15 @@ from .interaction import (
     FeatureInteraction,
     FFNBranch,
     Interaction,
+    projection,
+    recomputed,
 )
 from .pyramid import SpatialPyramid
-from .vit import PATCH_SIZE, ViT
+from .trunk import BlockRanges, Stage, Trunk
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 LARGEST_STRIDE = max(STRIDES.values())
+TOKEN_STRIDE = 16  # of the middle one of the CNN tokens' levels
 Norm = str | Callable[[int], nn.Module]
 
 
@@ -47,7 +51,7 @@ def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
 
 
 class ViTCoMerNet(nn.Module):
-    """ViT-CoMer: a plain ViT and a convolutional pyramid that talk to each other.
+    """ViT-CoMer: a plain ViT, or a hierarchical one, and a convolutional pyramid that talk to each other.
 
     Images of any size: sides that do not divide by 32 are padded with zeros at the bottom and
     right, and every output is cropped to ``ceil(side / stride)``; the result is exactly that of
@@ -58,9 +62,13 @@ class ViTCoMerNet(nn.Module):
     released models' network (docs/architecture.md lists every difference).
 
     Args:
-        vit: the ViT. Channels D and the drop path rate of the interactions are its own.
+        vit: the trunk: a plain :class:`~comer_d2.network.ViT`, or a hierarchical network such as Swin,
+            :class:`~comer_d2.network.timm_pyramid.TimmPyramid`. Channels D (of a hierarchical one,
+            those at stride 16) and the drop path rate of the interactions are its own.
         stem_width: channels of the CNN branch at stride 4.
-        interaction_indexes: (first, last) ViT block of every interaction, in order.
+        interaction_indexes: (first, last) ViT block of every interaction, in order. ``None``: four of
+            the same length of a plain ViT; one for each stage of stride 8, 16 and 32 of a hierarchical
+            one.
         deform_num_heads: heads of the deformable attentions.
         deform_num_points: sampling points per head and level.
         deform_ratio: value channels of the deformable attentions in units of D.
@@ -75,7 +83,8 @@ class ViTCoMerNet(nn.Module):
         gate_init: initial value of the gates of CTI to V.
         vit_features: the ViT features that are added to the outputs: ``"last"``, the final ones
             (detection); ``"stages"``, those after interaction 1, 2, 3, 4 to stride 4, 8, 16, 32
-            (segmentation); ``"none"``.
+            (segmentation); ``"none"``. A hierarchical trunk has ``"stages"``, which are its maps of
+            stride 4, 8, 16, 32, each added to its own output, and ``"none"``.
         use_act_checkpoint: recompute the activations of blocks and interactions in the backward
             pass: less memory, more time.
         norm: normalisation of the CNN branch, MRFP and the outputs: a name, or channels -> module.
@@ -95,10 +104,10 @@ class ViTCoMerNet(nn.Module):
 
     def __init__(
         self,
-        vit: ViT,
+        vit: Trunk,
         *,
         stem_width: int = 64,
-        interaction_indexes: Sequence[Sequence[int]] = ((0, 2), (3, 5), (6, 8), (9, 11)),
+        interaction_indexes: BlockRanges | None = None,
         deform_num_heads: int = 12,
         deform_num_points: int = 4,
         deform_ratio: float = 0.5,
@@ -118,11 +127,15 @@ class ViTCoMerNet(nn.Module):
         square_pad: int = 0,
     ) -> None:
         super().__init__()
-        check_arguments(len(vit.blocks), interaction_indexes, vit_features, out_features)
-        embed_dim, num_interactions = vit.embed_dim, len(interaction_indexes)
+        check_arguments(vit_features, out_features)
+        stages = vit.stages(interaction_indexes)
+        map_dims = vit.map_dims(vit_features, len(stages))
+        embed_dim, num_interactions = vit.embed_dim, len(stages)
         self.embed_dim = embed_dim
-        self.interaction_indexes = [tuple(pair) for pair in interaction_indexes]
+        self.stages = stages
+        self.interaction_indexes = [(stage.first, stage.last) for stage in stages]
         self.vit_features = vit_features
+        self.use_act_checkpoint = use_act_checkpoint
         self.out_features = list(out_features)
         self.square_pad = square_pad
 
@@ -144,8 +157,12 @@ class ViTCoMerNet(nn.Module):
         def mrfp() -> MRFP:
             return MRFP(embed_dim, int(embed_dim * mrfp_ratio), mrfp_kernel_sizes, make_norm)
 
-        def cti_to_c(attend: bool, extra: bool) -> CTIToC:
+        def cti_to_v(stage: Stage) -> CTIToV:
+            return CTIToV(embed_dim, stage.dim, stage.level, attention(), ffn(), gate_init)
+
+        def cti_to_c(stage: Stage, attend: bool, extra: bool) -> CTIToC:
             return CTIToC(
+                stage.level,
                 ffn() if extra else None,
                 FeatureInteraction(embed_dim, attention(), ffn()) if attend else None,
             )
@@ -160,34 +177,34 @@ class ViTCoMerNet(nn.Module):
             }.items()
         }
         self.interactions = nn.ModuleList()
-        for i in range(num_interactions):
+        for i, stage in enumerate(stages):
             on = {name: values[i] for name, values in switches.items()}
             attend = on["cnn_feature_interaction"]
             is_last = i == num_interactions - 1
             self.interactions.append(
                 Interaction(
+                    embed_dim,
+                    stage,
                     mrfp() if on["use_mrfp"] else None,
-                    CTIToV(embed_dim, attention(), ffn(), gate_init)
-                    if on["use_cti_to_v"]
-                    else None,
-                    cti_to_c(attend, extra=False) if on["use_cti_to_c"] else None,
-                    [cti_to_c(attend, extra=True) for _ in range(num_extra_cti * is_last)],
+                    cti_to_v(stage) if on["use_cti_to_v"] else None,
+                    cti_to_c(stage, attend, extra=False) if on["use_cti_to_c"] else None,
+                    [cti_to_c(stage, attend, extra=True) for _ in range(num_extra_cti * is_last)],
                     use_act_checkpoint,
                 )
             )
 
         self.upsample = nn.ConvTranspose2d(embed_dim, embed_dim, 2, stride=2)
         self.out_norms = nn.ModuleList(make_norm(embed_dim) for _ in STRIDES)
+        self.out_projections = nn.ModuleList(projection(dim, embed_dim) for dim in map_dims)
         self.draw_weights()
         self.freeze_unused()
 
     def draw_weights(self) -> None:
         """Draws initial weights as the released training did, but for a ViT that has some already."""
-        parts: list[nn.Module] = [self.pyramid, self.interactions, self.upsample]
         draw_vit = not self.vit.is_drawn
         if draw_vit:
-            parts.insert(0, self.vit)
-        draw_layers(*parts)
+            self.vit.draw_layers()
+        draw_layers(self.pyramid, self.interactions, self.upsample, self.out_projections)
         for module in self.interactions.modules():
             if isinstance(module, MSDeformAttn):
                 module.reset_parameters()
@@ -198,9 +215,10 @@ class ViTCoMerNet(nn.Module):
 
     def freeze_unused(self) -> None:
         """Freezes what only serves outputs that are not wanted."""
-        for name, out_norm in zip(STRIDES, self.out_norms, strict=True):
+        for i, name in enumerate(STRIDES):
             if name not in self.out_features:
-                out_norm.requires_grad_(False)
+                self.out_norms[i].requires_grad_(False)
+                self.out_projections[i : i + 1].requires_grad_(False)
         if "res2" not in self.out_features:  # the one level that the tokens do not hold
             self.upsample.requires_grad_(False)
             self.pyramid.projections[0].requires_grad_(False)
@@ -232,12 +250,15 @@ class ViTCoMerNet(nn.Module):
         h, w = image.shape[-2:]
         if torch.compiler.is_compiling() or h % LARGEST_STRIDE or w % LARGEST_STRIDE:
             image = F.pad(image, (0, -w % LARGEST_STRIDE, 0, -h % LARGEST_STRIDE))
-        levels = Levels.around(image.shape[-2] // PATCH_SIZE, image.shape[-1] // PATCH_SIZE)
+        levels = Levels.around(image.shape[-2] // TOKEN_STRIDE, image.shape[-1] // TOKEN_STRIDE)
 
         stem, c = self.cnn_tokens(image)
-        x = self.vit.tokens(image)
+        x = self.vit.start(image, recomputed if self.use_act_checkpoint else called)
         x_after, c = self.interact(x, c, levels)
-        maps = dict(zip(STRIDES, self.output_maps(stem, c, x_after, levels), strict=True))
+        vit_maps = []
+        if self.vit_features != "none":
+            vit_maps = self.vit.maps(self.vit_features, x, x_after, levels)
+        maps = dict(zip(STRIDES, self.output_maps(stem, c, vit_maps, levels), strict=True))
         return {
             name: crop(maps[name], -(-h // STRIDES[name]), -(-w // STRIDES[name]))
             for name in self.out_features
@@ -251,36 +272,38 @@ class ViTCoMerNet(nn.Module):
         tokens = [map_to_tokens(m) + e for m, e in zip(maps, self.level_embed, strict=True)]
         return stem, torch.cat(tokens, dim=1)
 
-    def interact(self, x: Tensor, c: Tensor, levels: Levels) -> tuple[list[Tensor], Tensor]:
-        """Runs the interactions and the ViT blocks inside them.
+    def interact(
+        self, x: Tensor, c: Tensor, levels: Levels
+    ) -> tuple[list[tuple[Stage, Tensor]], Tensor]:
+        """Runs the interactions and the blocks of the trunk inside them.
 
         Args:
-            x: (B, P + H*W, D) ViT tokens, the prefix tokens first.
+            x: (B, P + N, C) tokens of the trunk, the prefix tokens first.
             c: (B, S, D) CNN tokens.
             levels: of the CNN tokens.
 
         Returns:
-            The ViT tokens (B, H*W, D) after every interaction, and the final CNN tokens.
+            Every stage of the trunk with its tokens after it, and the final CNN tokens.
         """
-        height, width = levels.spatial_shapes[1]
-        rope = self.vit.rope_of(height, width)
+        rope = self.vit.rope_of(*levels.spatial_shapes[1])
         x_after = []
-        for interaction, (first, last) in zip(
-            self.interactions, self.interaction_indexes, strict=True
-        ):
-            x, c = interaction(x, c, self.vit.blocks[first : last + 1], levels, rope)
-            x_after.append(x[:, -height * width :])
+        for stage, interaction in zip(self.stages, self.interactions, strict=True):
+            x = self.vit.enter(x, stage, levels)
+            size = levels.spatial_shapes[stage.level]
+            blocks = partial(self.vit.run_blocks, stage=stage, size=size, rope=rope)
+            x, c = interaction(x, c, levels, blocks)
+            x_after.append((stage, x))
         return x_after, c
 
     def output_maps(
-        self, stem: Tensor, c: Tensor, x_after: list[Tensor], levels: Levels
+        self, stem: Tensor, c: Tensor, vit_maps: list[Tensor], levels: Levels
     ) -> list[Tensor]:
         """Puts both branches together.
 
         Args:
             stem: (B, D, h/4, w/4).
             c: (B, S, D) final CNN tokens.
-            x_after: (B, H*W, D) ViT tokens after every interaction.
+            vit_maps: of the trunk, one to add to each output, (B, C_i, h_i, w_i); or none.
             levels: of the CNN tokens.
 
         Returns:
@@ -288,16 +311,20 @@ class ViTCoMerNet(nn.Module):
         """
         fine, middle, coarse = levels.maps(c)
         maps = [self.upsample(fine) + stem, fine, middle, coarse]
-        if self.vit_features != "none":
-            x_for_map = x_after if self.vit_features == "stages" else x_after[-1:] * len(maps)
-            vit_maps = [tokens_to_map(x, *levels.spatial_shapes[1]) for x in x_for_map]
-            maps = [m + resize_bilinear(x, m) for m, x in zip(maps, vit_maps, strict=True)]
+        for i, (x, proj) in enumerate(zip(vit_maps, self.out_projections, strict=True)):
+            x = proj(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            maps[i] = maps[i] + resize_bilinear(x, maps[i])
         return [norm(m) for norm, m in zip(self.out_norms, maps, strict=True)]
 
 
 def crop(x: Tensor, height: int, width: int) -> Tensor:
     """The upper left height x width of a map (B, D, H, W); for exports, without asking what is cut."""
     return x.narrow(-2, 0, height).narrow(-1, 0, width)
+
+
+def called(module: nn.Module, *inputs: object) -> Tensor:
+    """Calls a module."""
+    return module(*inputs)
 
 
 def per_interaction(name: str, value: bool | Sequence[bool], num_interactions: int) -> list[bool]:
@@ -309,26 +336,10 @@ def per_interaction(name: str, value: bool | Sequence[bool], num_interactions: i
     return list(value)
 
 
-def check_arguments(
-    depth: int,
-    interaction_indexes: Sequence[Sequence[int]],
-    vit_features: str,
-    out_features: Sequence[str],
-) -> None:
-    """Raises ValueError for constructor arguments that do not fit together."""
-    blocks = [i for first, last in interaction_indexes for i in range(first, last + 1)]
-    if blocks != list(range(depth)):
-        raise ValueError(
-            f"interaction_indexes {[tuple(p) for p in interaction_indexes]} must cover the blocks "
-            f"0..{depth - 1} once each and in order (depth is {depth})"
-        )
+def check_arguments(vit_features: str, out_features: Sequence[str]) -> None:
+    """Raises ValueError for features that there are not."""
     if vit_features not in ("last", "stages", "none"):
         raise ValueError(f"vit_features must be 'last', 'stages' or 'none', got {vit_features!r}")
-    if vit_features == "stages" and len(interaction_indexes) != len(STRIDES):
-        raise ValueError(
-            f"vit_features='stages' adds one interaction to each of {len(STRIDES)} outputs, got "
-            f"{len(interaction_indexes)} interactions"
-        )
     if not out_features or not set(out_features) <= set(STRIDES):
         raise ValueError(f"out_features must be some of {list(STRIDES)}, got {list(out_features)}")
 
