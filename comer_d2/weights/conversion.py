@@ -255,12 +255,13 @@ class Origin:
         family: the name that it is asked for by.
         title: for people.
         layouts: the ways in which it is written.
-        part: what the names here are of: the ViT, the whole backbone, or the whole model.
+        part: what the names here are of: the ViT, the hierarchical network of timm, the whole
+            backbone, or the whole model.
         computes: of a ViT, the arguments that shapes do not show and that differ from the plain ViT's.
     """
 
     family: str
     title: str
     layouts: tuple[Layout, ...]
-    part: Literal["vit", "backbone", "model"] = "vit"
+    part: Literal["vit", "pyramid", "backbone", "model"] = "vit"
     computes: Mapping[str, Any] = field(default_factory=dict)

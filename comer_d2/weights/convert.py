@@ -48,7 +48,7 @@ def convert_weights(
     """
     if to not in get_args(Target):
         raise WeightsError(f"to must be one of {', '.join(get_args(Target))}, got {to!r}")
-    read = read_source(source, label, sha256)
+    read = read_source(source, label, sha256, model)
     fitted = fit(model, read, family, allow, complete=to == "official")
     if to == "here":
         return fitted.tensors, fitted.report

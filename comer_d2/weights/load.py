@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..network import ViTCoMerNet
+from ..network.timm_pyramid import TimmPyramid
 from ..network.vit import ViT
 from .conversion import Conversion, Origin
 from .files import WeightsError, averages_beside, check_tensors, read_weights
-from .origins import FAMILIES
+from .origins import FAMILIES, ORIGINS
+from .origins.timm_pyramid import fit_tables, origin_of
 from .recognise import OWN, IsAllowed, Source, allowed_by, explained, recognise
 from .report import Entry, LoadReport, summary
 from .timm_hub import TIMM, timm_weights
@@ -47,8 +49,9 @@ def load_weights(
     """Loads weights into a model: all that the source has, or nothing and an error.
 
     The source is told by its names: a checkpoint of such a model, of its backbone or of its ViT; the
-    authors' ViT-CoMer models; an official Mask2Former, whose head is taken; or a pretrained ViT,
-    whose positions and patches are resampled to the model's sizes.
+    authors' ViT-CoMer models; an official Mask2Former, whose head is taken; a pretrained ViT,
+    whose positions and patches are resampled to the model's sizes; or timm's weights for a
+    hierarchical network.
 
     A part of the model, such as the ViT or the mask head, that the source does not have at all
     keeps its initial values and is listed; a part that it has in pieces is an error.
@@ -69,14 +72,17 @@ def load_weights(
     Raises:
         WeightsError: if something does not fit; the model is left as it was.
     """
-    read = read_source(source, label, sha256)
+    read = read_source(source, label, sha256, model)
     fitted = fit(model, read, family, allow, complete)
     model.load_state_dict(fitted.tensors, strict=False)
     return fitted.report
 
 
 def read_source(
-    source: str | os.PathLike[str] | Mapping[str, Tensor], label: str | None, sha256: str | None
+    source: str | os.PathLike[str] | Mapping[str, Tensor],
+    label: str | None,
+    sha256: str | None,
+    model: nn.Module,
 ) -> Source:
     """Weights from where they are; arguments as `load_weights`."""
     if isinstance(source, Mapping):
@@ -86,7 +92,8 @@ def read_source(
     if str(source).startswith(TIMM):
         if sha256:
             raise WeightsError(f"sha256 is for files; '{source}' is checked by timm's hub cache")
-        weights, computes = timm_weights(str(source))
+        pyramids = [m.name for m in model.modules() if isinstance(m, TimmPyramid)]
+        weights, computes = timm_weights(str(source), pyramids)
         return Source(weights, str(source), computes)
     weights, rest = read_weights(source, sha256=sha256)
     averages = averages_beside(rest)
@@ -128,10 +135,12 @@ def fit(
         problems: list[tuple[str, str]] = []
         neutral: list[str] = []
     else:
-        origin, layout, inner, beside = recognise(source, family, is_allowed, places.own)
-        if origin.part == "vit" and complete:
+        origins = (*ORIGINS, *(origin_of(pyramid) for _, pyramid in places.pyramids))
+        origin, layout, inner, beside = recognise(source, origins, family, is_allowed, places.own)
+        if origin.part in ("vit", "pyramid") and complete:
+            kind = "ViT" if origin.part == "vit" else "backbone"
             raise WeightsError(
-                f"{source.label} is a pretrained ViT ({origin.title}): there is no "
+                f"{source.label} is a pretrained {kind} ({origin.title}): there is no "
                 f"{type(model).__name__} in it. Train from it first"
             )
         conversion = layout.read(inner, origin.title)
@@ -142,7 +151,7 @@ def fit(
         problems.append((name, explained(name)))
         conversion.note(name, tensor.numel(), None, "allowed: without a place")
     tensors = check_shapes(conversion.tensors, places.own, problems)
-    known = {prefix + name for name, _ in problems for prefix in ("", *places.of_vits)}
+    known = {prefix + name for name, _ in problems for prefix in ("", *places.of_trunks)}
     missing = places.missing(conversion.tensors, complete)
     problems += [(name, "missing") for name in missing if name not in known]
     refuse(problems, tensors, is_allowed, source.label, conversion.title)
@@ -159,9 +168,12 @@ class Places:
     def __init__(self, model: nn.Module) -> None:
         self.own = model.state_dict()
         self.vits = [(n, m) for n, m in model.named_modules() if isinstance(m, ViT)]
-        self.of_vits = vits = [prefix_of(name) for name, _ in self.vits]
+        self.pyramids = [(n, m) for n, m in model.named_modules() if isinstance(m, TimmPyramid)]
+        vits = [prefix_of(name) for name, _ in self.vits]
+        pyramids = [prefix_of(name) for name, _ in self.pyramids]
+        self.of_trunks = vits + pyramids
         nets = [prefix_of(n) for n, m in model.named_modules() if isinstance(m, ViTCoMerNet)]
-        self._prefixes = {"vit": vits, "backbone": nets, "model": [""]}
+        self._prefixes = {"vit": vits, "pyramid": pyramids, "backbone": nets, "model": [""]}
 
     def prefix(self, part: str, title: str) -> str:
         """What stands before the names of a part of the model.
@@ -171,13 +183,14 @@ class Places:
         """
         found = self._prefixes[part]
         if len(found) != 1:
-            name = {"vit": "ViT", "backbone": "ViT-CoMer"}[part]
+            kinds = {"vit": "ViT", "pyramid": "network of timm", "backbone": "ViT-CoMer"}
+            name = kinds[part]
             raise WeightsError(f"{title} needs one {name} in the model, which has {len(found)}")
         return found[0]
 
     def of_own(self, weights: Mapping[str, Tensor], is_allowed: IsAllowed) -> str | None:
         """Before which names of the model all of a source's stand; ``None`` if not all do."""
-        for prefix in dict.fromkeys(["", *self._prefixes["backbone"], *self._prefixes["vit"]]):
+        for prefix in dict.fromkeys(["", *self._prefixes["backbone"], *self.of_trunks]):
             places = [n for n in weights if prefix + n in self.own]
             if places and all(n in places or is_allowed(n) for n in weights):
                 return prefix
@@ -186,14 +199,14 @@ class Places:
     def part_of(self, name: str) -> str:
         """The part of the model that comes from one source as a whole.
 
-        The ViT is one, the rest of the backbone another, and so is what stands around it (an FPN);
+        The trunk is one, the rest of the backbone another, and so is what stands around it (an FPN);
         of heads it is each module.
         """
-        for prefix in (*self._prefixes["vit"], *self._prefixes["backbone"]):
+        for prefix in (*self.of_trunks, *self._prefixes["backbone"]):
             if name.startswith(prefix):
                 return prefix
         parts = name.split(".")
-        around = any(p.startswith(f"{parts[0]}.") for p in self._prefixes["vit"])
+        around = any(p.startswith(f"{parts[0]}.") for p in self.of_trunks)
         return parts[0] if around else ".".join(parts[:2])
 
     def missing(self, given: Mapping[str, Tensor], complete: bool) -> list[str]:
@@ -229,6 +242,8 @@ def place(
         fitting = ViTFitting(conversion, {**origin.computes, **heads}, places.vits[0][1])
         conversion.tensors, conversion.log = fitting.tensors, fitting.log
         problems, neutral = fitting.problems, [prefix + name for name in fitting.neutral]
+    elif origin.part == "pyramid":
+        fit_tables(conversion, places.pyramids[0][1])
     conversion.tensors = {prefix + name: tensor for name, tensor in conversion.tensors.items()}
     conversion.log = [
         entry if entry.status == "not used" else replace(entry, target=prefix + entry.target)

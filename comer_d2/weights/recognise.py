@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .conversion import Layout, Origin
 from .files import WeightsError, shortened
-from .origins import ORIGINS
 from .vit_fitting import PLAIN
 
 OWN = "a checkpoint of these names"
@@ -56,12 +55,17 @@ def allowed_by(patterns: Sequence[str]) -> IsAllowed:
 
 
 def recognise(
-    source: Source, family: str | None, is_allowed: IsAllowed, own: Collection[str]
+    source: Source,
+    origins: Sequence[Origin],
+    family: str | None,
+    is_allowed: IsAllowed,
+    own: Collection[str],
 ) -> tuple[Origin, Layout, dict[str, Tensor], dict[str, Tensor]]:
     """The one table that leaves nothing over.
 
     Args:
         source: the weights.
+        origins: what is known.
         family: the one that they have to be of, or ``None``.
         is_allowed: whether a name may be left over.
         own: names of the model, which an error compares them with, too.
@@ -77,7 +81,7 @@ def recognise(
     whole, (inner, beside) = source.weights, without_enclosure(source.weights)
     candidates = [
         (origin, layout, inner if origin.part == "vit" else whole)
-        for origin in ORIGINS
+        for origin in origins
         if family in (None, origin.family)
         for layout in origin.layouts
     ]

@@ -1,5 +1,6 @@
 """What a load did, element by element."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -99,6 +100,8 @@ class LoadReport:
 
 def group_of(name: str) -> str:
     """The group of a name in the network, or of one that belongs to the family's head."""
+    if re.search(r"(^|\.)(trunk|vit)\.net\.", name):  # a hierarchical network of timm
+        return "blocks"
     parts = name.split(".")
     while parts[0] in ("backbone", "bottom_up", "net", "vit") and len(parts) > 1:
         parts = parts[1:]

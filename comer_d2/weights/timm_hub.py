@@ -1,6 +1,7 @@
 """``timm:<id>``: the weights that timm has under an id, and how its model computes."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -16,8 +17,19 @@ ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu
 AXIAL = {(0.0, "ij", 10000.0, (16, 16)): "eva02", (0.0, "xy", 100.0, None): "rope-vit"}
 
 
-def timm_weights(source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict of ``timm:<id>``, downloaded or from timm's cache, and how the model computes."""
+def timm_weights(
+    source: str, pyramids: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """The state dict of ``timm:<id>``, downloaded or from timm's cache, and how the model computes.
+
+    Args:
+        source: ``timm:<id>``.
+        pyramids: names of the hierarchical networks of timm that the weights may be for. Of these how
+            they compute is ``None``: it is the same timm model.
+
+    Raises:
+        WeightsError: if timm has no such weights, or they are neither a ViT's nor of ``pyramids``.
+    """
     model_id = source.removeprefix(TIMM)
     if not timm.is_model(model_id.split(".")[0]):
         raise WeightsError(
@@ -34,7 +46,18 @@ def timm_weights(source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"timm could not get '{model_id}': {reason}. Without a network, its hub cache must "
             "have the model, or give the path of a file"
         ) from e
-    return model.state_dict(), timm_computation(model, source)
+    architecture = model_id.split(".")[0]
+    if architecture in [name.split(".")[0] for name in pyramids]:
+        return model.state_dict(), None
+    try:
+        return model.state_dict(), timm_computation(model, source)
+    except WeightsError as e:
+        if not pyramids:
+            raise
+        raise WeightsError(
+            f"{source} is timm's {architecture}, and the model has {', '.join(pyramids)}: name that one "
+            "in the config, or take weights of this one"
+        ) from e
 
 
 def timm_computation(model: nn.Module, label: str) -> dict[str, Any]:
