@@ -142,7 +142,7 @@ def test_other_backbones_have_the_parameters_that_the_model_zoo_names() -> None:
     rows = re.findall(
         r"^\| `(\w+)`.*? \| ([\d.]+)M \| ([\d.]+)M \| ([\d.]+) \|$", section, re.MULTILINE
     )
-    assert len(rows) == 12
+    assert len(rows) == 19
     for leaf, backbone, detector, drop_path in rows:
         cfg = load(f"COCO/{leaf}.py")
         model, node = build(cfg), cfg.model.backbone
@@ -150,6 +150,17 @@ def test_other_backbones_have_the_parameters_that_the_model_zoo_names() -> None:
         counts = [f"{count(module) / 1e6:.2f}" for module in (trunk, model)]
         assert (leaf, *counts) == (leaf, backbone, detector)
         assert node.get("bottom_up", node).drop_path_rate == float(drop_path)
+
+
+def test_comer_on_swin_has_the_parameters_that_the_model_zoo_names() -> None:
+    page = (CONFIGS.parent / "docs" / "MODEL_ZOO.md").read_text()
+    row = r"`mask_rcnn_comer_swin_t_1x` is .*: ([\d.]+)M in the backbone,\s([\d.]+)M with heads"
+    match = re.search(row, page)
+    assert match
+    model = build(load("COCO/mask_rcnn_comer_swin_t_1x.py"))
+    counts = [f"{count(module) / 1e6:.2f}" for module in (model.backbone.bottom_up, model)]
+    assert counts == list(match.groups())
+    assert model.backbone.bottom_up.interaction_indexes == [(2, 3), (4, 9), (10, 11)]
 
 
 @pytest.mark.parametrize("size", "tsbl")

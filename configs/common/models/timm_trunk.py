@@ -1,13 +1,16 @@
-"""Hierarchical networks of timm in the place of ViT-CoMer, under the same heads.
+"""Hierarchical networks of timm in the place of ViT-CoMer, or of the ViT inside it, under the same heads.
 
 `fpn_on(model, "convnext_tiny")` for models with an FPN, `maps_on(model, ...)` for Mask2Former, UPerNet and
-DINO. Start from timm's weights of the same name: `train.init_checkpoint=timm:convnext_tiny`.
+DINO; `comer_on(model.backbone.bottom_up, "S", ...)` for a ViT-CoMer around one. Start from timm's weights of
+the same name: `train.init_checkpoint=timm:convnext_tiny`.
 """
 
 from detectron2.config import LazyCall as L
 
 from comer_d2.d2.modeling.timm_backbone import TimmBackbone
-from comer_d2.network.timm_pyramid import channels_of
+from comer_d2.network.timm_pyramid import TimmPyramid, channels_of
+
+from .sizes import COMER
 
 
 def timm_backbone(name, drop_path_rate=None):
@@ -22,7 +25,9 @@ def timm_backbone(name, drop_path_rate=None):
 
 def fpn_on(model, name, drop_path_rate=None):
     """Puts a timm model under the FPN of Mask R-CNN and its like."""
+    out_features = model.backbone.bottom_up.out_features
     model.backbone.bottom_up = timm_backbone(name, drop_path_rate)
+    model.backbone.bottom_up.out_features = out_features
 
 
 def maps_on(model, name, drop_path_rate=None):
@@ -37,3 +42,9 @@ def maps_on(model, name, drop_path_rate=None):
     else:
         reader = model.sem_seg_head
     reader.in_channels = [channels[feature] for feature in model.backbone.out_features]
+
+
+def comer_on(comer, size, name, drop_path_rate=None):
+    """Gives a ViT-CoMer a timm model for its trunk, with the interactions of one of the sizes."""
+    comer.vit = L(TimmPyramid)(name=name, drop_path_rate=drop_path_rate)
+    comer.update(COMER[size], interaction_indexes=None, vit_features="stages")

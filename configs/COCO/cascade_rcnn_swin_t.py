@@ -1,0 +1,7 @@
+"""A baseline: Swin-T of timm with the head and recipe of cascade_rcnn_comer_s.py."""
+
+from ..common.models.timm_trunk import fpn_on
+from .cascade_rcnn_comer_s import dataloader, lr_multiplier, model, optimizer, train
+
+fpn_on(model, "swin_tiny_patch4_window7_224", drop_path_rate=0.2)
+optimizer.params.lr_decay_rate = 1.0
