@@ -31,7 +31,9 @@ UNFIT = {
     "maxxvit": "davit_tiny or convnext_tiny",
     "xception": "xception41p",
 }
-# Those that take images of any size once they are told not to compare it with their own.
+# Those that take images of any size once they are told not to compare it with their own; nor to leave
+# out the shift of windows where a map of that size is one window, as Swin's last is. Swin's detectors
+# shift in every stage.
 SIZE_CHECKING = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
 # Those whose stages are a change of size and then blocks, with room for ViT-CoMer in between.
 STAGED = (
@@ -83,7 +85,7 @@ class TimmPyramid(nn.Module):
         check_name(name)
         given: dict[str, Any] = {"in_chans": in_chans}
         if is_model_in_modules(name, SIZE_CHECKING):
-            given["strict_img_size"] = False
+            given |= {"strict_img_size": False, "always_partition": True}
         if drop_path_rate is not None:
             given["drop_path_rate"] = drop_path_rate
         given.update(plain(arguments or {}))

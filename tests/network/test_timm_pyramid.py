@@ -97,7 +97,7 @@ def test_every_family_at_odd_sizes(name: str) -> None:
 def test_features_are_timms(name: str) -> None:
     """Channels-first and -last, with and without a map of stride 2, by the names of timm's whole model."""
     net = TimmPyramid(name).eval()
-    extra = {"strict_img_size": False} if name.startswith("swin") else {}
+    extra = dict(strict_img_size=False, always_partition=True) if name.startswith("swin") else {}
     whole = timm.create_model(name, num_classes=0, **extra).eval()
     theirs = whole.state_dict()
     # In timm's feature extractors a module `a.b` may be called `a_b`.
@@ -113,6 +113,15 @@ def test_features_are_timms(name: str) -> None:
         maps = net(image)
     for m, e in zip(maps.values(), expected[-4:], strict=True):
         torch.testing.assert_close(m, e, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("module", SIZE_CHECKING)
+def test_windows_are_shifted_in_the_last_stage_too(module: str) -> None:
+    """timm leaves that out where the pretraining's map is one window; on larger images it is many."""
+    net = TimmPyramid(SMALLEST[module])
+    blocks = list(net.net.children())[-1].blocks
+    shift = blocks[0].window_size[0] // 2
+    assert [block.shift_size for block in blocks] == [(0, 0), (shift, shift)]
 
 
 def test_image_is_padded_with_zeros_at_bottom_and_right() -> None:

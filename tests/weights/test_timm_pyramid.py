@@ -36,7 +36,7 @@ def whole_model(name: str, **changes: Any) -> nn.Module:
     """timm's own model with its head, every parameter and statistic random."""
     arguments = {**MODELS[name], **changes}
     if name == SWIN:
-        arguments["strict_img_size"] = False
+        arguments |= dict(strict_img_size=False, always_partition=True)
     model = randomise(timm.create_model(name, num_classes=7, **arguments)).eval()
     for key, buffer in model.named_buffers():
         if key.endswith(("running_mean", "running_var")):
