@@ -39,6 +39,7 @@ def parts(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, PARTS)]
 
 
+@pytest.mark.slow
 def test_runs_and_checkpoints_are_the_same(
     tiny_coco: Path, tmp_path: Path, compiled: list[nn.Module]
 ) -> None:

@@ -107,6 +107,7 @@ def test_drop_path_of_a_compiled_branch() -> None:
     assert torch.equal(torch.compile(drop.eval(), backend=graphs.backend)(kept), kept)
 
 
+@pytest.mark.slow
 def test_with_checkpointing_and_autocast_in_distributed_data_parallel(tmp_path: Path) -> None:
     image = torch.randn(2, 3, 96, 80)
     compiled = tiny(use_act_checkpoint=True)
