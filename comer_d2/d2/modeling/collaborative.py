@@ -100,7 +100,9 @@ class CollaborativeHeads(nn.Module):
             for found in instances
         ]
         maps = outputs.canvas.levels.maps(outputs.memory)
-        maps = [*maps, self.coarser(maps[-1])]
+        # Contiguous: on a view of few cells, PyTorch's bfloat16 convolution on a CPU has now and then given
+        # weight gradients that were not numbers.
+        maps = [*maps, self.coarser(maps[-1].contiguous())]
         roi_candidates, losses = self.faster_rcnn(images, maps, instances)
         atss_candidates, atss_losses = self.dense(images, maps, instances)
         losses = {name: loss * self.weight for name, loss in (losses | atss_losses).items()}

@@ -336,9 +336,11 @@ def test_collaborative_heads_on_other_strides_are_refused(
 def test_codino_under_autocast(
     make_collaborative: Callable[[], CollaborativeHeads], dtype: torch.dtype
 ) -> None:
+    torch.manual_seed(0)
     model = build(make_collaborative()).train()
     with torch.autocast("cpu", dtype), EventStorage():
         losses = model([record(100, 128, 2), record(128, 90, 0)])
     assert all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
+    infinite = [name for name, p in model.named_parameters() if not p.grad.isfinite().all()]
+    assert not infinite
