@@ -1,0 +1,62 @@
+"""torch.export with free sides: one program that really runs at other sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+from tests.networks import make_network
+
+TINY = {
+    "embed_dim": 24,
+    "depth": 2,
+    "num_heads": 3,
+    "window_size": 3,
+    "window_block_indexes": (0,),
+    "pretrain_img_size": 64,
+}
+AROUND = {
+    "stem_width": 8,
+    "interaction_indexes": ((0, 1),),
+    "deform_num_heads": 3,
+    "num_extra_cti": 0,
+    "norm": "BN",
+    "gate_init": 0.5,
+}
+TABLE = (64, 64)  # the image whose map is the position table's
+SIZES = [(64, 64), (96, 64), (192, 256), (160, 64), (96, 160)]
+
+
+def check(net: nn.Module, sample: tuple[int, int], sides: dict[int, Any]) -> None:
+    """Exports a network at one size, and compares it with itself at many."""
+    net = net.eval()
+    image = torch.randn(1, 3, *sample)
+    exported = torch.export.export(net, (image,), dynamic_shapes=({0: None, **sides},))
+    program = exported.module()
+    for size in SIZES:
+        image = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            found, expected = program(image), net(image)
+        for name, value in expected.items():
+            torch.testing.assert_close(
+                found[name], value, atol=1e-4, rtol=1e-4, msg=f"{name} {size}"
+            )
+
+
+def multiples(of: int) -> dict[int, Any]:
+    """Sides of at least two tokens of the coarsest level: one is a case of its own."""
+    return {
+        2: of * Dim("rows", min=2, max=2048 // of),
+        3: of * Dim("columns", min=2, max=2048 // of),
+    }
+
+
+@pytest.mark.slow
+def test_vit_comer_of_sides_that_divide() -> None:
+    """As Detectron2 pads them; exported at the position table's own size, which is no special case."""
+    torch.manual_seed(0)
+    check(make_network(**TINY, **AROUND), TABLE, multiples(32))
