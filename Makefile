@@ -8,7 +8,7 @@ ARGS ?=
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-seg finetuning test lint format benchmark sanitize static-build other-torch docs ablation
+.PHONY: help install quickstart quickstart-seg finetuning test lint format benchmark gpu sanitize static-build other-torch docs ablation
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ format:  ## fix style and formatting
 
 benchmark: install  ## time the operator against its PyTorch reference
 	@$(PYTHON) benchmarks/op.py $(ARGS)
+
+gpu:  ## build, test and time everything on this machine's GPU, eight minutes (needs torch, timm, pytest)
+	@$(PYTHON) benchmarks/gpu.py $(ARGS)
 
 sanitize:  ## run the operators' CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	@PYTHON=$(PYTHON) tools/ops_build.sh sanitize $(ARGS)

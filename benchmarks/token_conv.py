@@ -20,9 +20,12 @@ import op
 CASES = {
     "MRFP T": (96, (3, 5), True),
     "MRFP S": (192, (3, 5), True),
+    "MRFP L": (512, (3, 5), True),
     "ConvFFN T": (48, (3,), False),
     "ConvFFN S": (96, (3,), False),
+    "ConvFFN L": (256, (3,), False),
 }
+OF_A_CPU = [case for case in CASES if not case.endswith("L")]
 SIDES = [(512, 512), (800, 1088)]
 
 
@@ -67,15 +70,26 @@ def implementations(case: str, sides: tuple[int, int], batch: int, device: str, 
         return torch.cat(levels, dim=1)
 
     inputs = [draw(batch, sum(sizes), channels), *weights, *biases]
-    # What is timed is first compared.
-    result, wanted = ours(*inputs).double(), conv2d(*inputs).double()
-    error = ((result - wanted).abs().max() / wanted.abs().max()).item()
-    if error > (1e-2 if dtype == torch.bfloat16 else 1e-5):
-        raise SystemExit(f"{case}: the results differ by {error:.1e}")
+    # What is timed is first compared with float64, gradients too.
+    grad = draw(*inputs[0].shape)
+    wanted = with_gradients(conv2d, [tensor.double() for tensor in inputs], grad.double())
+    for found, expected in zip(with_gradients(ours, inputs, grad), wanted):
+        error = ((found.double() - expected).norm() / expected.norm()).item()
+        if not error < (1e-2 if dtype == torch.bfloat16 else 1e-5):
+            raise SystemExit(f"{case}: the error is {error:.1e}")
     return {
         name: (call, [tensor.detach().clone() for tensor in inputs])
         for name, call in (("conv2d", conv2d), ("comer_d2", ours))
     }
+
+
+def with_gradients(function, inputs: list, grad) -> list:
+    """Output and the gradients of all inputs."""
+    import torch
+
+    inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+    output = function(*inputs)
+    return [output.detach(), *torch.autograd.grad(output, inputs, grad)]
 
 
 def run(options: argparse.Namespace) -> dict:
@@ -87,7 +101,7 @@ def run(options: argparse.Namespace) -> dict:
     for direction in ("forward", "forward + backward"):
         for dtype in (torch.float32, torch.bfloat16):
             print(f"\n{direction}, {dtype}, milliseconds      conv2d    comer_d2   ratio")
-            for case in CASES:
+            for case in CASES if options.device == "cuda" else OF_A_CPU:
                 for sides in SIDES:
                     built = implementations(case, sides, options.batch, options.device, dtype)
                     times = op.measure(built, direction, options.rounds, options.device)

@@ -45,6 +45,7 @@ KINDS = {
 }
 # ViT, and what of ViT-CoMer depends on the size
 SIZES = {
+    "tiny": ({"embed_dim": 24, "depth": 4, "num_heads": 3}, 3, 1.0),
     "T": ({"embed_dim": 192, "depth": 12, "num_heads": 3}, 6, 1.0),
     "S": ({"embed_dim": 384, "depth": 12, "num_heads": 6}, 6, 1.0),
     "B": ({"embed_dim": 768, "depth": 12, "num_heads": 12}, 12, 0.5),
@@ -129,7 +130,7 @@ def count(make: Callable[[], nn.Module], image: int, batch: int, dtype: torch.dt
     return traffic
 
 
-def comer(size: str) -> nn.Module:
+def comer(size: str, **arguments: Any) -> nn.Module:
     from comer_d2.network import ViT, ViTCoMerNet
 
     vit, heads, ratio = SIZES[size]
@@ -140,6 +141,7 @@ def comer(size: str) -> nn.Module:
         interaction_indexes=[(i * stage, (i + 1) * stage - 1) for i in range(4)],
         deform_num_heads=heads,
         deform_ratio=ratio,
+        **arguments,
     )
 
 

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from comer_d2.layers.drop_path import DropPath
 from comer_d2.network import ViT, ViTCoMerNet
 from comer_d2.network.compiled import compile_blocks
+from tests.device import autocast
 from tests.networks import make_network
 
 # Sides that divide by 32 and by the windows, and those that do not.
@@ -114,7 +115,7 @@ def test_with_checkpointing_and_autocast_in_distributed_data_parallel(tmp_path: 
     compile_blocks(compiled, backend=Graphs().backend, fullgraph=True)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     try:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(torch.bfloat16):
             expected = step(tiny(), image)
             found = step(DistributedDataParallel(compiled), image)
     finally:

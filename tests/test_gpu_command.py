@@ -1,0 +1,102 @@
+"""`make gpu` on a machine without one: every part runs at tiny sizes, and what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import gpu  # noqa: E402
+import gpu_parts  # noqa: E402
+
+MEASURE = [
+    "deformable attention",
+    "token convolution",
+    "new image sizes",
+    "eager steps",
+    "compiled steps, S",
+    "memory",
+]
+
+
+@pytest.mark.parametrize("name", MEASURE)
+def test_a_part_measures_and_sets_no_target_on_a_cpu(name: str) -> None:
+    result = gpu.run_part(name, "cpu")
+    assert result["status"] == "ran", result
+    assert result["rows"]
+    assert result["targets"] == []
+
+
+def test_golden_networks_have_targets_on_every_device() -> None:
+    """Errors do not depend on the machine's speed."""
+    result = gpu.run_part("golden networks", "cpu")
+    assert result["status"] == "ran", result
+    assert len(result["targets"]) >= 4
+    assert all(target["met"] for target in result["targets"]), result["targets"]
+
+
+def test_the_command_says_what_it_skipped(tmp_path: Path) -> None:
+    parts = ["token convolution", "compute-sanitizer"]
+    run = subprocess.run(
+        [sys.executable, "benchmarks/gpu.py", "--device=cpu", f"--output={tmp_path}"]
+        + ["--parts", *parts],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "skipped: no GPU that torch can use" in run.stdout
+    (written,) = tmp_path.glob("gpu_*_torch*_cuda*.json")
+    found = json.loads(written.read_text())
+    assert [found["parts"][name]["status"] for name in parts] == ["ran", "skipped"]
+    assert "| token convolution | ran |" in written.with_suffix(".md").read_text()
+
+
+def test_a_part_that_takes_too_long_is_ended() -> None:
+    result = gpu.run_apart("eager steps", "cpu", seconds=0.2)
+    assert result["status"] == "failed" and result["why"] == "not done after 0 s"
+
+
+def test_missed_targets_and_failed_parts_are_named() -> None:
+    slow = gpu_parts.Target("S, eager step to the plain ViT's", 2.6, 2.5)
+    fast = gpu_parts.Target("L, eager step to the plain ViT's", 1.9, 1.9)
+    targets = [
+        {"name": t.name, "value": t.value, "limit": t.limit, "met": t.met} for t in (slow, fast)
+    ]
+    results = {
+        "build": {"status": "failed", "why": "no compiler", "seconds": 1.0},
+        "eager steps": {"status": "ran", "rows": [], "targets": targets, "seconds": 1.0},
+        "compute-sanitizer": {"status": "skipped", "why": "no GPU", "seconds": 0.1},
+    }
+    assert gpu.missed(results) == [
+        "build: no compiler",
+        "eager steps: S, eager step to the plain ViT's is 2.6, more than 2.5",
+    ]
+    text = gpu.report({"device": "A card", "torch": "2.14"}, results)
+    assert "| eager steps | S, eager step to the plain ViT's | 2.6 | 2.5 | MISSED |" in text
+
+
+def test_targets_of_the_operator_are_ratios_of_their_own_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu_parts.torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    names = ["comer_d2", "comer_d2 bf16", "fused bf16", "deterministic", "deformops bf16"]
+    forward = dict(zip(names, [0.012, 0.008, 0.008, 0.012, 0.010]))
+    both = dict(zip(names, [0.112, 0.1, 0.1, 0.312, 0.080]))
+    found = {t.name: t for t in gpu_parts.targets_of_operator("Decoder-300", forward, both)}
+    by_name = {name.removeprefix("Decoder-300: "): t.value for name, t in found.items()}
+    assert by_name["deterministic backward to the fast one"] == pytest.approx(3.0)
+    assert by_name["bf16, forward + backward, to float32"] == pytest.approx(0.1 / 0.112)
+    assert by_name["comer_d2 bf16 forward + backward to deformops"] == pytest.approx(1.25)
+    assert by_name["comer_d2 backward, ms"] == pytest.approx(0.1)
+    missed = {name for name, t in found.items() if not t.met}
+    assert missed == {
+        "Decoder-300: comer_d2 bf16 forward + backward to deformops",
+        "Decoder-300: comer_d2 backward, ms",
+        "Decoder-300: comer_d2 bf16 backward, ms",
+    }
