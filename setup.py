@@ -67,6 +67,7 @@ QUICKSTART = [*DETECTRON2, "scikit-learn", "tensorboard"]
 SUPERVISION = ["supervision"]
 VIDEO = ["av"]
 DEMO = ["gradio"]
+EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 LOGGERS = ["wandb", "mlflow-skinny"]
 DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 EXTRAS = {
@@ -75,6 +76,7 @@ EXTRAS = {
     "supervision": SUPERVISION,
     "video": VIDEO,
     "loggers": LOGGERS,
+    "export": EXPORT,
     "demo": DEMO,
     "docs": DOCS,
     "test": [
@@ -82,6 +84,7 @@ EXTRAS = {
         *SUPERVISION,
         *VIDEO,
         *DEMO,
+        *EXPORT,
         *LOGGERS,
         *DOCS,
         "pytest",

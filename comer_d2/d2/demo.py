@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
-from .data.images import IMAGE_ENDINGS
 from .errors import UserError
 from .predictor import DEFAULT_THRESHOLD, Predictor
 from .results import TASKS, Result
@@ -21,7 +19,6 @@ from .visualization.sheet import save_picture
 if TYPE_CHECKING:
     import gradio
 
-EXAMPLES = 6
 LARGEST_SCALE = 4.0  # of small images, so that labels can be read
 READABLE = 640  # pixels: pictures are enlarged to this
 
@@ -132,12 +129,3 @@ def tasks_of(model: Predictor) -> list[str]:
     if tasks:
         return [task for task in TASKS if task in tasks]
     return ["semantic" if "sem_seg_head" in model.cfg.model else "instance"]
-
-
-def example_images(model: Predictor) -> list[Path]:
-    """A few images of the validation data, where they are here."""
-    folder = OmegaConf.select(model.cfg, "dataset.val_images")
-    if not folder or not Path(folder).is_dir():
-        return []
-    files = (p for p in sorted(Path(folder).rglob("*")) if p.suffix.lower() in IMAGE_ENDINGS)
-    return list(files)[:EXAMPLES]

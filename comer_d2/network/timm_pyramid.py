@@ -1,6 +1,5 @@
 """Any hierarchical network of timm as maps of stride 4, 8, 16 and 32."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -142,7 +141,7 @@ class TimmPyramid(nn.Module):
                     f"{self.name}'s map of stride {stride} is {tuple(m.shape[-2:])} for an image "
                     f"of {tuple(image.shape[-2:])}: this network cannot be used"
                 )
-            result[name] = m[..., : math.ceil(h / stride), : math.ceil(w / stride)]
+            result[name] = m[..., : -(-h // stride), : -(-w // stride)]
         return result
 
     def draw_layers(self) -> None:

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from comer_d2 import load
-from comer_d2.d2.demo import build_demo, example_images, table_of, tasks_of
+from comer_d2.d2.commands.model import validation_images
+from comer_d2.d2.demo import build_demo, table_of, tasks_of
 from tests.browser import open_page
 from tests.d2.untrained import DETECTOR, PANOPTIC, write_digits, write_run
 
@@ -16,7 +17,7 @@ from tests.d2.untrained import DETECTOR, PANOPTIC, write_digits, write_run
 @pytest.mark.slow
 def test_a_photo_is_dropped_and_the_threshold_moved(tmp_path: Path) -> None:
     model = load(write_run(tmp_path / "run", write_digits(tmp_path), DETECTOR))
-    examples = example_images(model)
+    examples = validation_images(model, 6)
     assert len(examples) == 3
     page = build_demo(model, "my model", examples)
     folder = str(examples[0].parent)

@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from ..cli import run_tool
-from ..demo import build_demo, example_images
-from .model import add_model_arguments, model_of
+from ..demo import build_demo
+from .model import add_model_arguments, model_of, validation_images
 
+EXAMPLES = 6  # photos to begin with
 EXAMPLE = """\
 examples:
   comer-d2 demo output/
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 def serve(args: argparse.Namespace) -> None:
     """Serve the page of the model that a command line names."""
     model = model_of(args)
-    examples = example_images(model)
+    examples = validation_images(model, EXAMPLES)
     page = build_demo(model, f"comer_d2: {Path(args.model).resolve().name}", examples)
     allowed = sorted({str(path.parent) for path in examples})
     page.launch(server_name=args.host, server_port=args.port, allowed_paths=allowed)

@@ -6,15 +6,24 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from ..cli import run_tool
 from ..engine.checkpoint import read_checkpoint
+from ..errors import UserError
 from ..export.hub import write_hub_folder
-from ..predictor import find_checkpoint
-from .model import add_model_arguments, model_of
+from ..export.program import export_program
+from ..image_input import as_rgb
+from ..predictor import Predictor, find_checkpoint
+from .model import add_model_arguments, model_of, validation_images
 
-FORMATS = ("hub",)
+FORMATS = ("onnx", "torch-export", "hub")
+IMAGES = 3  # that an exported program is compared on
 EXAMPLE = """\
-example:
+examples:
+  comer-d2 export output/ model.onnx --format onnx
+  comer-d2 export output/ model.pt2 --format torch-export --fixed-size 512 512
   comer-d2 export output/ shared/ --format hub --license apache-2.0      # then: comer-d2 push shared/ user/name"""
 
 
@@ -37,6 +46,19 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     add_model_arguments(parser, thresholds=False)
     parser.add_argument("output", type=Path, help="where to")
     parser.add_argument("--format", required=True, choices=FORMATS, help="hub: a folder to share")
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        type=Path,
+        help="that the program is compared on (the validation data's first)",
+    )
+    parser.add_argument(
+        "--fixed-size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="images of this size alone, instead of any",
+    )
     parser.add_argument("--title", help="of the model card (the run's folder)")
     parser.add_argument(
         "--license",
@@ -49,6 +71,29 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 def export(args: argparse.Namespace) -> None:
     """Export what a command line names."""
     model = model_of(args)
+    if args.format == "hub":
+        export_folder(args, model)
+        return
+    files = args.images or validation_images(model, IMAGES)
+    images = [padded(model, as_rgb(file), args.fixed_size) for file in files]
+    if not images:
+        print("The validation data are not here: compared on noise alone (--images names photos).")
+        images = [noise(model, args.fixed_size)]
+    if not args.fixed_size:  # of another shape than what is traced
+        divisor = max(model.model.backbone.size_divisibility, 1)
+        images.append(images[0][:, : max(divisor, images[0].shape[1] - divisor)].contiguous())
+    written = export_program(
+        model.model, args.output, format=args.format, images=images, dynamic=not args.fixed_size
+    )
+    size = written.path.stat().st_size / 2**20
+    print("\n".join(written.lines))
+    print(
+        f"in: {', '.join(written.inputs)}\nout: {', '.join(written.outputs)}\n{written.path}: {size:.1f} MiB"
+    )
+
+
+def export_folder(args: argparse.Namespace, model: Predictor) -> None:
+    """Write a folder for the hub."""
     checkpoint = find_checkpoint(args.model)
     written = write_hub_folder(
         model,
@@ -58,6 +103,40 @@ def export(args: argparse.Namespace) -> None:
         metrics=metrics_of(checkpoint),
     )
     print("\n".join(["compared with the model on an image: the same outputs", *written]))
+
+
+def padded(model: Predictor, rgb: np.ndarray, size: Sequence[int] | None) -> torch.Tensor:
+    """An image as an exported program takes it: resized as the test data, and padded with the mean colour.
+
+    Args:
+        model: whose test data tell the size.
+        rgb: (h, w, 3) uint8.
+        size: (H, W) to fill; None: the next sides that the backbone takes.
+
+    Returns:
+        (3, H, W) float32, pixels from 0 to 255.
+
+    Raises:
+        UserError: the image is larger than `size`.
+    """
+    image = model.prepare(rgb).float().cpu()
+    divisor = max(model.model.backbone.size_divisibility, 1)
+    height, width = size or (-(-side // divisor) * divisor for side in image.shape[1:])
+    if height < image.shape[1] or width < image.shape[2]:
+        raise UserError(
+            f"--fixed-size {height} {width}: the test data are resized to {tuple(image.shape[1:])}; "
+            "choose a larger size, or smaller test augmentations (--override)"
+        )
+    result = model.model.pixel_mean.cpu().expand(3, height, width).clone()
+    result[:, : image.shape[1], : image.shape[2]] = image
+    return result
+
+
+def noise(model: Predictor, size: Sequence[int] | None) -> torch.Tensor:
+    """An image of noise, in the place of a photo."""
+    height, width = size or (256, 320)
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return padded(model, pixels, size)
 
 
 def metrics_of(checkpoint: Path) -> dict[str, dict[str, float | None]]:

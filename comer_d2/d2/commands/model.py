@@ -1,8 +1,13 @@
 """The arguments that name a trained model."""
 
 import argparse
+from itertools import islice
+from pathlib import Path
+
+from omegaconf import OmegaConf
 
 from ..cli import add_allow_target
+from ..data.images import IMAGE_ENDINGS
 from ..predictor import DEFAULT_THRESHOLD, DTYPES, Predictor, Threshold, load
 
 
@@ -80,3 +85,12 @@ def threshold_of(args: argparse.Namespace, model: Predictor) -> Threshold:
     return dict.fromkeys(model.class_names, args.threshold) | {
         n: float(v) for n, v in given.items()
     }
+
+
+def validation_images(model: Predictor, count: int) -> list[Path]:
+    """The first images of a model's validation data, where they are here."""
+    folder = OmegaConf.select(model.cfg, "dataset.val_images")
+    if not folder or not Path(folder).is_dir():
+        return []
+    files = (p for p in sorted(Path(folder).rglob("*")) if p.suffix.lower() in IMAGE_ENDINGS)
+    return list(islice(files, count))

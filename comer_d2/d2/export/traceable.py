@@ -5,14 +5,19 @@ from torch import nn
 
 from ..modeling.dense_detector import DenseDetector
 from ..modeling.dino import DINO
+from ..modeling.mask2former import Mask2Former
+from ..modeling.semantic_segmentor import SemanticSegmentor
 from .detectors import TraceableDense, TraceableDINO
 from .rcnn import TraceableRCNN
+from .segmenters import TraceableMask2Former, TraceableSegmentor
 
 # A model's class -> what exports of it.
 KINDS: dict[type[nn.Module], type[nn.Module]] = {
     GeneralizedRCNN: TraceableRCNN,
     DenseDetector: TraceableDense,
     DINO: TraceableDINO,
+    Mask2Former: TraceableMask2Former,
+    SemanticSegmentor: TraceableSegmentor,
 }
 
 

@@ -1,0 +1,102 @@
+"""Exported files: what another runtime computes is what the model computes, at other sizes, too."""
+
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from torch import nn
+
+from comer_d2.__main__ import main
+from comer_d2.d2.errors import UserError
+from comer_d2.d2.export import compare
+from comer_d2.d2.export.program import export_program
+from tests.d2.export.test_traceable import build
+from tests.d2.runs import ROOT
+from tests.d2.untrained import write_digits, write_run
+
+
+def photos(count: int, height: int = 96, width: int = 128) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 256, (3, height, width), generator=generator).float() for _ in range(count)]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leaf", ["mask_rcnn", "gfl"])
+def test_detectors_in_onnx(leaf: str, tmp_path: Path) -> None:
+    """The heads, on maps of mean colours."""
+    images = [*photos(2), *photos(1, 128, 64)]
+    path = tmp_path / "model.onnx"
+    exported = export_program(build(leaf), path, format="onnx", images=images, dynamic=True)
+    assert exported.outputs[:3] == ["boxes", "scores", "classes"]
+    session = onnxruntime.InferenceSession(path)
+    boxes, scores, *_ = session.run(None, {"images": images[2][None].numpy()})
+    assert scores.max() > compare.COUNTED and boxes.shape[0] == 1
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    assert "GridSample" not in operators
+    assert {node.domain for node in onnx.load(path).graph.node} <= {"", "pkg.onnxscript.torch_lib.common"}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_whole_model_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A ViT-CoMer with Mask2Former, at any size."""
+    kind = ("mask2former_comer_digits.py", ["model.backbone.vit.depth=2", "model.backbone.interaction_indexes=[[0,0],[1,1]]"])  # fmt: skip
+    run = write_run(tmp_path / "run", write_digits(tmp_path), kind)
+    path = tmp_path / "model.pt2"
+    assert main(["export", str(run), str(path), "--format", "torch-export"]) == 0
+    printed = capsys.readouterr().out
+    assert "out: sem_seg, scores, classes, masks" in printed
+    assert "128 x 128: sem_seg within" in printed and "96 x 128: sem_seg within" in printed
+    assert path.stat().st_size > 1e6
+
+
+def test_a_saved_program_runs_at_other_sizes(tmp_path: Path) -> None:
+    model = build("atss")
+    path = tmp_path / "model.pt2"
+    export_program(model, path, format="torch-export", images=photos(1), dynamic=True)
+    program = torch.export.load(path).module()
+    (image,) = photos(1, 160, 128)
+    height, width = image.shape[1:]
+    with torch.no_grad():
+        found = program(image[None])
+        (expected,) = model([{"image": image, "height": height, "width": width}])
+    count = len(expected["instances"])
+    assert count > 0
+    torch.testing.assert_close(found["boxes"][0, :count], expected["instances"].pred_boxes.tensor)
+    torch.testing.assert_close(found["scores"][0, :count], expected["instances"].scores)
+
+
+def test_a_file_that_computes_something_else_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comer_d2.d2.export.compare.PIXELS", 0.0)
+    monkeypatch.setattr(
+        "comer_d2.d2.export.program.WRITERS",
+        {"torch-export": lambda program, path, names: (lambda x: [t + 1 for t in program.module()(x).values()], [])},
+    )  # fmt: skip
+    path = tmp_path / "model.pt2"
+    path.write_text("before")
+    with pytest.raises(UserError, match="computes something else than the model, at 96 x 128"):
+        export_program(build("atss"), path, format="torch-export", images=photos(1), dynamic=False)
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt2"]
+
+
+def test_what_does_not_export_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Linear cannot be exported"):
+        export_program(nn.Linear(1, 1).eval(), tmp_path / "m", format="onnx", images=photos(1), dynamic=True)  # fmt: skip
+
+
+def test_upernet(tmp_path: Path) -> None:
+    cfg = LazyConfig.load(str(ROOT / "tests" / "d2" / "tiny_upernet.py"))
+    torch.manual_seed(0)
+    model = instantiate(cfg.model).eval()
+    images = [*photos(1), *photos(1, 64, 128)]
+    exported = export_program(model, tmp_path / "m.pt2", format="torch-export", images=images, dynamic=True)  # fmt: skip
+    assert exported.outputs == ["sem_seg"]
+    with torch.no_grad():
+        (expected,) = model([{"image": images[1]}])
+    found = torch.export.load(exported.path).module()(images[1][None])["sem_seg"][0]
+    torch.testing.assert_close(found, expected["sem_seg"], rtol=1e-4, atol=1e-5)
