@@ -101,7 +101,16 @@ def export_program(
         for image in images:
             with torch.no_grad():
                 expected = module(image[None].float())
-            lines.append(difference(expected, run(image[None].float()), tuple(image.shape[1:])))
+            try:
+                found = run(image[None].float())
+            except (
+                AssertionError
+            ) as error:  # a guard: torch.export takes a side of one cell for a shape of its own
+                raise UserError(
+                    f"the program that was traced at {tuple(first.shape[2:])} does not run at {tuple(image.shape[1:])} "
+                    f"({error}): images whose coarsest map has one cell along a side need --fixed-size"
+                ) from error
+            lines.append(difference(expected, found, tuple(image.shape[1:])))
         write_atomically(path, lambda temporary: os.replace(part, temporary))
     finally:
         part.unlink(missing_ok=True)

@@ -55,9 +55,19 @@ def test_a_whole_model_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_saved_program_runs_at_other_sizes(tmp_path: Path) -> None:
     model = build("atss")
     path = tmp_path / "model.pt2"
-    export_program(model, path, format="torch-export", images=photos(1), dynamic=True)
+    with pytest.raises(
+        UserError, match=r"traced at \(96, 128\) does not run at \(160, 192\).*--fixed-size"
+    ):
+        export_program(
+            model,
+            path,
+            format="torch-export",
+            images=[*photos(1), *photos(1, 160, 192)],
+            dynamic=True,
+        )
+    export_program(model, path, format="torch-export", images=photos(1, 160, 192), dynamic=True)
     program = torch.export.load(path).module()
-    (image,) = photos(1, 160, 128)
+    (image,) = photos(1, 192, 160)
     height, width = image.shape[1:]
     with torch.no_grad():
         found = program(image[None])
@@ -91,6 +101,7 @@ def test_what_does_not_export_says_so(tmp_path: Path) -> None:
 
 def test_upernet(tmp_path: Path) -> None:
     cfg = LazyConfig.load(str(ROOT / "tests" / "d2" / "tiny_upernet.py"))
+    cfg.dataset.num_classes, cfg.model.views = 3, None
     torch.manual_seed(0)
     model = instantiate(cfg.model).eval()
     images = [*photos(1), *photos(1, 64, 128)]
