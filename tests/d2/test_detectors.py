@@ -50,6 +50,20 @@ def train(detector: str, output: Path, *arguments: str) -> None:
     assert main(["--config-file", config(detector), *arguments, f"train.output_dir={output}"]) == 0
 
 
+@pytest.mark.parametrize("backbone", ["swin", "convnext", "vit"])
+def test_mask_rcnn_on_other_backbones(
+    few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(few_digits))
+    path = str(ROOT / f"configs/quickstart/mask_rcnn_{backbone}_digits.py")
+    options = ["train.max_iter=2", "train.eval_period=0", f"train.output_dir={tmp_path}"]
+    options += ["dataloader.train.total_batch_size=2", "dataloader.train.num_workers=0"]
+    assert main(["--config-file", path, *options]) == 0
+    results = json.loads((tmp_path / "evaluation.json").read_text())["results"]
+    assert set(results) == {"bbox", "segm"}
+    assert load(tmp_path)(str(few_digits / "digits/val/00001.png")) is not None
+
+
 @pytest.mark.parametrize("detector", LEARNS)
 def test_resumes_exactly_predicts_and_draws(
     few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: str

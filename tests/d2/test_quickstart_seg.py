@@ -110,6 +110,18 @@ def test_a_task_alone(
     assert again == results
 
 
+@pytest.mark.parametrize("config", ["eomt_digits.py", "mask2former_vit_digits.py"])
+def test_without_comer_it_is_the_same_three_tasks(
+    quickstart: Path, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(quickstart / "datasets"))
+    path = ROOT / "configs" / "quickstart" / config
+    assert main(["--config-file", str(path), f"train.output_dir={tmp_path}", *SHORT]) == 0
+    results = json.loads((tmp_path / "evaluation.json").read_text())["results"]
+    assert set(results) == {"panoptic_seg", "segm", "sem_seg"}
+    assert evaluate(path, tmp_path / "model_final.pth", tmp_path / "again") == results
+
+
 def evaluate(config: Path, checkpoint: Path, output: Path, *more: str) -> dict:
     """What train_net.py --eval-only measures."""
     arguments = ["--config-file", str(config), "--eval-only", f"train.output_dir={output}"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
 from detectron2.modeling import FPN
 from detectron2.structures import ImageList
+from omegaconf import OmegaConf
 
 from comer_d2.d2.modeling.timm_backbone import TimmBackbone
 
@@ -27,6 +30,16 @@ def test_fpn_takes_the_maps_of_a_padded_batch() -> None:
     )
     maps = backbone(images.tensor)
     assert [tuple(m.shape[-2:]) for m in maps.values()] == [(24, 32), (12, 16), (6, 8), (3, 4)]
+
+
+def test_arguments_of_a_config_reach_timm() -> None:
+    """A config's lists are ListConfigs, which timm does not take."""
+    node = L(TimmBackbone)(
+        name="swin_tiny_patch4_window7_224",
+        arguments={"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]},
+    )
+    backbone = instantiate(OmegaConf.create({"backbone": node}).backbone)
+    assert backbone.output_shape()["res5"].channels == 128
 
 
 def test_every_parameter_gets_a_gradient() -> None:
