@@ -12,14 +12,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     MKL runs at half of oneDNN's speed (docs/architecture.md has the figures). Tokens are
     channels-last rows already, so that neither way copies them.
 
+    Weights that are kept in bfloat16, as a frozen ViT's can be, are multiplied in it, whatever the type
+    of ``x`` and of the result; under autocast, that says the type.
+
     Args:
         x: (..., I).
         weight: (O, I).
         bias: (O,).
 
     Returns:
-        (..., O).
+        (..., O), of the type of ``x``, or under autocast of its.
     """
+    if (
+        weight.dtype == torch.bfloat16
+        and x.dtype == torch.float32
+        and not torch.is_autocast_enabled(x.device.type)
+    ):
+        return F.linear(x.bfloat16(), weight, bias).float()
     if not by_convolution(x, weight):
         return F.linear(x, weight, bias)
     # With one thread PyTorch gives oneDNN only 1x1 convolutions of at least 16 images.

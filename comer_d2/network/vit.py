@@ -185,6 +185,8 @@ class ViT(nn.Module):
             0: nothing is frozen, ``depth``: all of it. What is frozen gets no gradient, and stays in
             evaluation (no drop path) in training. With CTI to V off, the frozen part of a ViT-CoMer
             keeps no activations either.
+        frozen_dtype: ``"bfloat16"`` keeps the linear layers of frozen blocks, which are nearly all of
+            their weights, in half the memory, and multiplies in it; ``"float32"``.
         draw_weights: draw the initial weights here. ``False`` leaves them to the network that the
             ViT is given to, which draws them after making its own layers: for runs that are to
             repeat, at a seed, those of version 0.1.
@@ -218,6 +220,7 @@ class ViT(nn.Module):
         sub_norms: Sequence[str] = (),
         mlp: str = "gelu",
         freeze_at: int = 0,
+        frozen_dtype: Literal["float32", "bfloat16"] = "float32",
         draw_weights: bool = True,
     ) -> None:
         super().__init__()
@@ -225,6 +228,12 @@ class ViT(nn.Module):
         check_arguments(embed_dim, num_heads, pretrain_img_size, qkv_bias, sub_norms)
         if rope is not None and rope not in ROPE:
             raise ValueError(f"rope must be one of {sorted(ROPE)} or None, got {rope!r}")
+        if frozen_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"frozen_dtype must be 'float32' or 'bfloat16', got {frozen_dtype!r}")
+        if not 0 <= freeze_at <= depth:
+            raise ValueError(
+                f"freeze_at must be 0 to {depth}, the depth of the ViT, got {freeze_at}"
+            )
         if use_rel_pos_bias and (rope is not None or num_prefix_tokens > 1):
             raise ValueError(
                 "use_rel_pos_bias goes with at most one prefix token, the class token, and without "
@@ -280,9 +289,10 @@ class ViT(nn.Module):
 
         hidden_dim = int(embed_dim * mlp_ratio)
         mlp_norm_eps = layer_norm_eps if "mlp" in sub_norms else None
-        block = PostNormBlock if post_norm else Block
-        self.blocks: Any = nn.ModuleList(
-            block(
+        block_type = PostNormBlock if post_norm else Block
+        self.blocks: Any = nn.ModuleList()
+        for i in range(depth):
+            block = block_type(
                 embed_dim,
                 attention(windows[i]),
                 build_mlp(embed_dim, hidden_dim, mlp, mlp_norm_eps),
@@ -290,12 +300,9 @@ class ViT(nn.Module):
                 layer_scale_init=layer_scale_init,
                 norm_eps=layer_norm_eps,
             )
-            for i in range(depth)
-        )
-        if not 0 <= freeze_at <= depth:
-            raise ValueError(
-                f"freeze_at must be 0 to {depth}, the depth of the ViT, got {freeze_at}"
-            )
+            if i < freeze_at and frozen_dtype == "bfloat16":
+                keep_in_bfloat16(block)  # now: a large ViT as a whole may not fit in float32
+            self.blocks.append(block)
         self.freeze_at = freeze_at
         for part in self.frozen_parts():
             part.requires_grad_(False)
@@ -449,6 +456,13 @@ def build_mlp(dim: int, hidden_dim: int, kind: str, sub_norm_eps: float | None) 
             f"mlp must be 'swiglu' or a name of timm's activations, got {kind!r}"
         ) from e
     return with_own_linears(Mlp(dim, hidden_dim, act_layer=activation, norm_layer=norm_layer))
+
+
+def keep_in_bfloat16(block: nn.Module) -> None:
+    """Gives a block's linear layers weights in bfloat16; see :func:`~comer_d2.layers.linear.linear`."""
+    for module in block.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)
 
 
 def build_rope(name: str | None, dim: int, num_heads: int) -> nn.Module | None:

@@ -106,16 +106,22 @@ def read_file(path: Path, sha256: str | None = None) -> tuple[dict[str, Tensor],
     return weights, rest
 
 
-def check_sha256(path: Path, expected: str) -> None:
-    """Raises WeightsError if a file has another SHA-256."""
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as f:
         while chunk := f.read(CHUNK):
             digest.update(chunk)
-    if digest.hexdigest() != expected.strip().lower():
+    return digest.hexdigest()
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raises WeightsError if a file has another SHA-256."""
+    found = sha256_of(path)
+    if found != expected.strip().lower():
         raise WeightsError(
-            f"'{path}' has SHA-256 {digest.hexdigest()}, not {expected}: it is another file, or "
-            "was cut short; get it again"
+            f"'{path}' has SHA-256 {found}, not {expected}: it is another file, or was cut short; "
+            "get it again"
         )
 
 

@@ -17,6 +17,7 @@ from ..network.timm_pyramid import TimmPyramid
 from ..network.vit import ViT
 from .conversion import Conversion, Origin
 from .files import WeightsError, averages_beside, check_tensors, read_weights
+from .frozen import FrozenPart, digest_of, frozen_part_of
 from .origins import FAMILIES, ORIGINS
 from .origins.timm_pyramid import fit_tables, origin_of
 from .recognise import OWN, IsAllowed, Source, allowed_by, explained, recognise
@@ -98,6 +99,7 @@ def read_source(
     weights, rest = read_weights(source, sha256=sha256)
     averages = averages_beside(rest)
     read = unwrapped(weights, label or f"'{source}'")
+    read.frozen, read.folder = frozen_part_of(rest), os.path.dirname(source)
     if averages:
         read.notes.append(f"in the file, and not used: a moving average of the weights, {averages}")
     return read
@@ -124,6 +126,9 @@ def fit(
     """What to load into a model, which may be on the meta device; as `load_weights`."""
     if family is not None and family not in FAMILIES:
         raise WeightsError(f"family must be one of {sorted(FAMILIES)}, got {family!r}")
+    if source.frozen is not None:
+        source.weights |= frozen_weights(model, source.frozen, source.folder, source.label)
+        source.notes.append(f"its frozen ViT is from '{source.frozen.source}'")
     is_allowed = allowed_by(allow)
     places = Places(model)
     own_place = places.of_own(source.weights, is_allowed)
@@ -156,6 +161,37 @@ def fit(
     problems += [(name, "missing") for name in missing if name not in known]
     refuse(problems, tensors, is_allowed, source.label, conversion.title)
     return Fitted(tensors, report_of(conversion, source, tensors, neutral, places.own))
+
+
+def frozen_weights(
+    model: nn.Module, frozen: FrozenPart, folder: str | os.PathLike[str], label: str
+) -> dict[str, Tensor]:
+    """The weights that a checkpoint leaves out, from where it says that they are.
+
+    Args:
+        model: the model that they are for, which may be on the meta device.
+        frozen: what the checkpoint says.
+        folder: the checkpoint's.
+        label: what to call the checkpoint in messages.
+
+    Raises:
+        WeightsError: if the file is not there, is another one, or does not give these weights in this
+            model.
+    """
+    about = f"{label} leaves out its frozen ViT, which is that of '{frozen.source}': "
+    try:
+        read = read_source(frozen.find(folder), None, None, model)
+        given = fit(model, read, frozen.family, frozen.allow, complete=False).tensors
+    except WeightsError as e:
+        raise WeightsError(about + str(e)) from e
+    weights = {name: given[name] for name in frozen.names if name in given}
+    if len(weights) < len(frozen.names) or digest_of(weights.items()) != frozen.digest:
+        raise WeightsError(
+            about
+            + "in this model its weights are not those of the training. Use the config.yaml that "
+            "the run wrote, without changes to the ViT"
+        )
+    return weights
 
 
 class Places:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .conversion import Layout, Origin
 from .files import WeightsError, shortened
+from .frozen import FrozenPart
 from .vit_fitting import PLAIN
 
 OWN = "a checkpoint of these names"
@@ -41,12 +42,16 @@ class Source:
         label: what to call them in messages.
         computes: how they compute, where that is known.
         notes: what else is to know.
+        frozen: what they leave out.
+        folder: that they were read from.
     """
 
     weights: dict[str, Tensor]
     label: str
     computes: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    frozen: FrozenPart | None = None
+    folder: str = ""
 
 
 def allowed_by(patterns: Sequence[str]) -> IsAllowed:

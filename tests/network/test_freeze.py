@@ -8,7 +8,7 @@ import torch
 from comer_d2.network import ViT, ViTCoMerNet
 
 
-def make_net(freeze_at: int, **arguments: object) -> ViTCoMerNet:
+def make_net(freeze_at: int, frozen_dtype: str = "float32", **arguments: object) -> ViTCoMerNet:
     vit = ViT(
         embed_dim=24,
         depth=4,
@@ -18,6 +18,7 @@ def make_net(freeze_at: int, **arguments: object) -> ViTCoMerNet:
         num_prefix_tokens=1,
         drop_path_rate=0.5,
         freeze_at=freeze_at,
+        frozen_dtype=frozen_dtype,
     )
     return ViTCoMerNet(
         vit,
@@ -67,6 +68,33 @@ def test_features_are_those_of_the_net_that_is_not_frozen() -> None:
     image = torch.randn(1, 3, 64, 96)
     for name, m in frozen(image).items():
         assert torch.equal(m, free(image)[name])
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_kept_in_bfloat16_it_computes_nearly_the_same(autocast: bool) -> None:
+    half, whole = make_net(4, frozen_dtype="bfloat16"), make_net(4)
+    kept = {name: p.dtype for name, p in half.named_parameters() if p.dtype != torch.float32}
+    assert set(kept.values()) == {torch.bfloat16}
+    assert {name.split(".")[1] for name in kept} == {"blocks"}
+    assert not [name for name in kept if "norm" in name or "ls" in name]
+    state = whole.state_dict()
+    state |= {name: state[name].bfloat16().float() for name in kept}  # the weights themselves agree
+    whole.load_state_dict(state)
+    half.load_state_dict(state)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        outputs, expected = half.eval()(image), whole.eval()(image)
+    for name, m in outputs.items():
+        assert m.dtype == expected[name].dtype
+        error = (m - expected[name]).norm() / expected[name].norm()
+        assert error == 0 if autocast else 0 < error < 0.02
+    sum(m.float().square().mean() for m in outputs.values()).backward()
+    assert not [n for n, p in half.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_an_unknown_type_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"frozen_dtype must be .*'float16'"):
+        make_net(4, frozen_dtype="float16")
 
 
 def test_more_blocks_than_there_are_is_an_error() -> None:

@@ -6,8 +6,9 @@ import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from ...weights import WeightsError, load_weights, read_weights
 from ...weights.files import averages_beside, write_atomically
+from ...weights.frozen import FROZEN, FrozenPart, frozen_part, frozen_part_of, frozen_weights_of
+from ...weights.load import frozen_weights
 from ...weights.timm_hub import TIMM
 from ..errors import TrainingError, UserError
 from .output_folder import describe
@@ -47,6 +50,7 @@ class CheckpointFolder:
         self.max_to_keep = max_to_keep
         self.marker = os.path.join(folder, "last_checkpoint")
         self.numbered: list[str] = []  # of this run, oldest first; one may be gone, or to come
+        self.frozen: FrozenPart | None = None  # weights to leave out: where they came from
 
     def last(self) -> str | None:
         """Path of the checkpoint to resume from, or None where the folder holds no run."""
@@ -87,11 +91,18 @@ class CheckpointFolder:
     def write(self, name: str, state: dict[str, Any], *, resume_from: bool = True) -> str:
         """Write ``{name}.pth`` and, with `resume_from`, make it the one to resume from.
 
+        Weights of `frozen` are left out: they never change, and the checkpoint says which file has them.
+
         Raises:
             TrainingError: weights in ``state["model"]`` that are not finite, or no space, or no
                 folder any more; what was there stays as it was.
         """
         check_finite(state["model"])
+        if self.frozen is not None:
+            state = {**state, FROZEN: self.frozen.entry()}
+            for entry in {"model", AVERAGE} & state.keys():  # an average of what rests is the same
+                whole = state[entry]
+                state[entry] = {n: t for n, t in whole.items() if n not in self.frozen.names}
         path = os.path.join(self.folder, f"{name}.pth")
         try:
             write_atomically(path, lambda temporary: torch.save(state, temporary))
@@ -177,6 +188,16 @@ def load_checkpoint(
     if not source.startswith(TIMM):
         rest = read_checkpoint(source, sha256)
         weights, sha256 = rest.pop("model"), None
+        try:
+            frozen = frozen_part_of(rest)
+            if frozen is not None:
+                given = frozen_weights(model, frozen, os.path.dirname(source), f"'{source}'")
+                weights |= given
+                if isinstance(rest.get(AVERAGE), dict):
+                    rest[AVERAGE] |= given
+                logger.info("The frozen ViT of '%s' is that of '%s'", source, frozen.source)
+        except WeightsError as e:
+            raise UserError(f"checkpoint {e}") from e
         for name in averages_beside(rest):
             if average and name == AVERAGE:
                 weights = rest.pop(name)
@@ -199,3 +220,42 @@ def load_checkpoint(
         raise UserError(f"checkpoint {e}") from e
     logger.info("%s", report)
     return rest
+
+
+def frozen_source(
+    model: nn.Module,
+    sources: Mapping[str, Mapping[str, Any]],
+    family: str | None,
+    allow: Sequence[str],
+) -> FrozenPart | None:
+    """Find the file that a model's frozen weights are from, so that checkpoints can name it.
+
+    It is read once more, as it will be whenever one of these checkpoints is loaded.
+
+    Args:
+        model: has been given its weights.
+        sources: what was loaded, as ``train.init_checkpoint``, with what each holds besides weights.
+        family: as that of `load_checkpoint`; so is the next.
+        allow: names that may differ.
+
+    Returns:
+        None if nothing is frozen, or no source has all of it.
+    """
+    if not frozen_weights_of(model):
+        return None
+    for source, rest in sources.items():
+        path = source if source.startswith(TIMM) else PathManager.get_local_path(source)
+        folder = os.path.dirname(path)
+        part = frozen_part(model, path, family, allow)
+        earlier = frozen_part_of(rest)
+        candidates = [part]
+        if earlier is not None:  # not through a chain of checkpoints
+            found = os.path.abspath(earlier.find(folder)) if earlier.sha256 else earlier.source
+            earlier = replace(earlier, source=found, names=part.names, digest=part.digest)
+            candidates.insert(0, earlier)
+        for candidate in candidates:
+            with suppress(WeightsError):
+                frozen_weights(model, candidate, folder, f"'{source}'")
+                return candidate
+    logger.info("Checkpoints hold the frozen weights too: no train.init_checkpoint has them all")
+    return None

@@ -7,6 +7,7 @@ from typing import Any
 
 from detectron2.utils import comm
 
+from ...weights.frozen import frozen_part_of
 from ..data.random_state import set_random_state
 from ..errors import UserError
 from .average import WeightAverage
@@ -38,6 +39,7 @@ def resume(
         state = load_checkpoint(trainer.bare_model, path, complete=True, average=None)
         if average:
             average.restore(state.get(AVERAGE), trainer.bare_model)
+        folder.frozen = frozen_part_of(state)
         return _restore(trainer, state)
     except UserError as e:
         older = folder.newest_readable(but=path)

@@ -33,7 +33,7 @@ from ..modeling.images import refuse_to_cut
 from .auto_batch import settle_batch
 from .average import WeightAverage
 from .best_model import BestModel
-from .checkpoint import CheckpointFolder, load_checkpoint
+from .checkpoint import CheckpointFolder, frozen_source, load_checkpoint
 from .checks import build, check_batch_norm, check_classes, check_together, init_checkpoints
 from .config import load_config, settle_device
 from .derived import derive, ways_to_shorten
@@ -170,7 +170,7 @@ def evaluate_only(cfg: DictConfig, resume_last: bool = False) -> dict[str, Any]:
     if path:
         state = load_checkpoint(model, path, complete=True, average=cfg.train.ema.enabled)
     else:
-        state = initialize(cfg, model, complete=True)
+        [state] = initialize(cfg, model, complete=True).values()
     return evaluate(cfg, model, loader, state.get("iteration"))
 
 
@@ -214,7 +214,11 @@ def train(
             checkpoints.last_written = last
             logger.info("Going on after %d iterations, from %s", start, last)
         elif cfg.train.init_checkpoint:
-            initialize(cfg, trainer.bare_model, complete=False)
+            loaded = initialize(cfg, trainer.bare_model, complete=False)
+            if comm.is_main_process():
+                folder.frozen = frozen_source(
+                    trainer.bare_model, loaded, cfg.train.init_family, cfg.train.init_allow
+                )
         record_metrics(cfg, trainer, evaluation, start)
         if report and comm.is_main_process():
             trainer.register_hooks([Reports(evaluation, report)])
@@ -327,11 +331,14 @@ def build_trainer(
     return trainer, checkpoints, evaluation
 
 
-def initialize(cfg: DictConfig, model: nn.Module, *, complete: bool) -> dict[str, Any]:
-    """Load train.init_checkpoint, or each of several, into a model; see `load_checkpoint`."""
-    rest: dict[str, Any] = {}
-    for source in init_checkpoints(cfg):
-        rest = load_checkpoint(
+def initialize(cfg: DictConfig, model: nn.Module, *, complete: bool) -> dict[str, dict[str, Any]]:
+    """Load train.init_checkpoint, or each of several, into a model; see `load_checkpoint`.
+
+    Returns:
+        What each of them holds besides the weights.
+    """
+    return {
+        source: load_checkpoint(
             model,
             source,
             complete=complete,
@@ -340,7 +347,8 @@ def initialize(cfg: DictConfig, model: nn.Module, *, complete: bool) -> dict[str
             sha256=cfg.train.init_sha256,
             average=complete and cfg.train.ema.enabled,
         )
-    return rest
+        for source in init_checkpoints(cfg)
+    }
 
 
 def _resume_command() -> str:
