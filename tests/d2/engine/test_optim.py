@@ -12,6 +12,9 @@ from torch import nn
 from comer_d2.d2.engine.optim import get_param_groups, settle_fused, vit_parameters
 from comer_d2.d2.errors import UserError
 
+FINETUNING, finetune = LazyConfig.load(
+    str(Path(__file__).parents[3] / "configs" / "common" / "optim.py"), ("FINETUNING", "finetune")
+)
 COCO = Path(__file__).parents[3] / "configs" / "COCO"
 
 
@@ -134,6 +137,62 @@ def test_frozen_parameters_are_in_no_group() -> None:
     model.head.bias.requires_grad_(False)
     groups = get_param_groups(model, base_lr=1.0, weight_decay=0.1)
     assert [group["params"] for group in groups] == [[model.head.weight]]
+
+
+def test_layer_decay_does_not_concern_a_frozen_vit() -> None:
+    cfg = LazyConfig.load(str(COCO / "mask_rcnn_comer_s_1x.py"))
+    assert cfg.optimizer.params.lr_decay_rate < 1
+    cfg.model.backbone.bottom_up.vit.freeze_at = 12
+    with torch.device("meta"):
+        model = instantiate(cfg.model)
+    cfg.optimizer.params.model = model
+    trained = hyperparameters(instantiate(cfg.optimizer))
+    assert {lr for lr, _ in trained.values()} == {cfg.optimizer.lr}
+    names = [name for name, parameter in model.named_parameters() if parameter in trained]
+    assert not [name for name in names if ".vit." in name]
+
+
+@pytest.mark.parametrize(
+    ("pretraining", "size"), [(name, size) for name, rows in FINETUNING.items() for size in rows]
+)
+def test_settings_of_a_pretraining_reach_every_block(pretraining: str, size: str) -> None:
+    cfg = LazyConfig.load(str(COCO / "mask_rcnn_comer_s_1x.py"))
+    cfg.optimizer = finetune(pretraining, size)
+    with torch.device("meta"):
+        model = instantiate(cfg.model)
+    cfg.optimizer.params.model = model
+    rates = hyperparameters(instantiate(cfg.optimizer))
+    settings = FINETUNING[pretraining][size]
+    block = model.backbone.bottom_up.vit.blocks[0].attn.proj.weight
+    head = model.roi_heads.box_head.fc1.weight
+    assert rates[head] == (settings["lr"], settings["weight_decay"])
+    slower = settings.get("lr_decay_rate", 1.0) ** 12 * settings.get("backbone_lr_factor", 1.0)
+    assert rates[block][0] == pytest.approx(settings["lr"] * slower)
+
+
+def test_a_pretraining_without_a_source_is_an_error() -> None:
+    with pytest.raises(
+        ValueError, match=r"no published settings .* siglip B, but: dinov2 S/B/L,.*mae B/L"
+    ):
+        finetune("siglip", "B")
+
+
+def test_the_documented_settings_are_the_configs() -> None:
+    """docs/PRETRAINED.md's table: pretraining, size, lr, layer decay, weight decay, batch, source."""
+    page = (COCO.parents[1] / "docs" / "PRETRAINED.md").read_text()
+    section = page.split("\n## Learning rates by pretraining\n")[1].split("\n## ")[0]
+    cells = re.findall(
+        r"^\| `(\w+)` \| `(\w+)` \| (\S+) \| ([^|]+) \| (\S+) \|", section, re.MULTILINE
+    )
+    documented: dict[str, dict[str, dict[str, float]]] = {}
+    for pretraining, size, lr, slower, weight_decay in cells:
+        settings = {"lr": float(lr), "weight_decay": float(weight_decay)}
+        if slower.startswith("backbone"):
+            settings["backbone_lr_factor"] = float(slower.split()[-1])
+        elif slower != "none":
+            settings["lr_decay_rate"] = float(slower)
+        documented.setdefault(pretraining, {})[size] = settings
+    assert documented == FINETUNING
 
 
 def test_layer_decay_without_blocks_is_an_error() -> None:
