@@ -7,7 +7,11 @@
 Nothing is computed and no GPU is needed: shapes go through the network and its backward, and every
 operator that would read or write memory is counted with the sizes of its inputs and outputs. It
 says what eager PyTorch moves, not what a cache saves. timm's plain ViT of the same size is counted
-beside it.
+beside it, and the ViT-CoMer with its ViT frozen: all of it, and only read (no CTI to V, weights in bfloat16).
+
+The memory of a step is that of weights, gradients and AdamW's averages, and what the forward keeps for
+the backward. Its least time is that of an A100 on which every kernel reaches the bandwidth of the memory
+(2.04 TB/s) or the peak of the tensor cores (312 TFLOP/s), whichever takes longer.
 """
 
 from __future__ import annotations
@@ -23,8 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 # Kinds of kernels, by parts of an operator's name; the first that fits.
 KINDS = {
@@ -51,6 +57,9 @@ SIZES = {
     "B": ({"embed_dim": 768, "depth": 12, "num_heads": 12}, 12, 0.5),
     "L": ({"embed_dim": 1024, "depth": 24, "num_heads": 16}, 16, 0.5),
 }
+BANDWIDTH, PEAK = 2.039e12, 312e12  # of an A100 with 80 GB: bytes and bfloat16 operations a second
+# What AdamW in one kernel reads and writes of a float32 weight: itself, its gradient, two averages.
+BYTES_OF_ADAMW = 28
 # Operators that make tensors of memory that nobody reads or writes yet, or only look at a shape.
 WITHOUT_KERNEL = ("empty", "detach", "_unsafe_view", "sym_", "is_same_size", "lift_fresh")
 
@@ -61,12 +70,16 @@ class Traffic(TorchDispatchMode):
     Attributes:
         kernels: launches by kind.
         bytes: bytes read and written by kind.
+        seconds: the least time of all kernels, see `BANDWIDTH`.
+        kept: bytes that the forward keeps for the backward, besides parameters.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.kernels: dict[str, int] = defaultdict(int)
         self.bytes: dict[str, int] = defaultdict(int)
+        self.seconds = 0.0
+        self.kept = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -80,9 +93,23 @@ class Traffic(TorchDispatchMode):
             written = outputs
         if written and not name.startswith(WITHOUT_KERNEL):
             kind = kind_of(name)
+            moved = sum(t.numel() * t.element_size() for t in inputs + written)
             self.kernels[kind] += 1
-            self.bytes[kind] += sum(t.numel() * t.element_size() for t in inputs + written)
+            self.bytes[kind] += moved
+            flops = flops_of(func, args, kwargs or {}, result)
+            self.seconds += max(moved / BANDWIDTH, flops / PEAK)
         return result
+
+
+def flops_of(func: Any, args: tuple, kwargs: dict, result: Any) -> int:
+    """Operations of a kernel, 0 where its time is its memory's; PyTorch does not count a CPU's attention."""
+    packet = func._overloadpacket
+    if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+        return sdpa_flop_count(*(t.shape for t in args[:3]))
+    if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        return sdpa_backward_flop_count(*(t.shape for t in args[:4]))
+    count_flops = flop_registry.get(packet)
+    return count_flops(*args, **kwargs, out_val=result) if count_flops else 0
 
 
 def tensors(values: Any) -> Iterator[Tensor]:
@@ -122,22 +149,31 @@ def count(make: Callable[[], nn.Module], image: int, batch: int, dtype: torch.dt
     with FakeTensorMode(allow_non_fake_inputs=True):
         on_fake_cpu(net)
         images = torch.empty(batch, 3, image, image)
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            if not isinstance(tensor, nn.Parameter):
+                kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+            return tensor
+
         with Traffic() as traffic:
-            with autocast:
+            with autocast, saved_tensors_hooks(keep, lambda tensor: tensor):
                 outputs = net(images)
+            traffic.kept = sum(kept.values())
             outputs = list(outputs.values()) if isinstance(outputs, dict) else [outputs]
             torch.autograd.backward(outputs, [torch.empty_like(o) for o in outputs])
     return traffic
 
 
-def comer(size: str, **arguments: Any) -> nn.Module:
+def comer(size: str, frozen: bool = False, **arguments: Any) -> nn.Module:
     from comer_d2.network import ViT, ViTCoMerNet
 
     vit, heads, ratio = SIZES[size]
     stage = vit["depth"] // 4
     windows = [i for i in range(vit["depth"]) if (i + 1) % stage]
+    freeze = {"freeze_at": vit["depth"], "frozen_dtype": "bfloat16"} if frozen else {}
     return ViTCoMerNet(
-        ViT(**vit, window_block_indexes=windows),
+        ViT(**vit, **freeze, window_block_indexes=windows),
         interaction_indexes=[(i * stage, (i + 1) * stage - 1) for i in range(4)],
         deform_num_heads=heads,
         deform_ratio=ratio,
@@ -152,12 +188,23 @@ def plain_vit(size: str) -> nn.Module:
     return VisionTransformer(**vit, num_classes=0, global_pool="", dynamic_img_size=True)
 
 
+def states(make: Callable[[], nn.Module]) -> tuple[int, int]:
+    """Bytes of weights, gradients and AdamW's averages, and number of trained parameters."""
+    with torch.device("meta"):
+        parameters = list(make().parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return sum(p.numel() * p.element_size() for p in parameters) + 12 * trained, trained
+
+
 def report(size: str, image: int, batch: int, dtype: torch.dtype) -> dict[str, Any]:
     """Counts both networks, prints a table, and returns it."""
-    rows = {
-        f"ViT-CoMer-{size}": count(lambda: comer(size), image, batch, dtype),
-        f"plain ViT-{size}": count(lambda: plain_vit(size), image, batch, dtype),
+    networks: dict[str, Callable[[], nn.Module]] = {
+        f"ViT-CoMer-{size}": lambda: comer(size),
+        "its ViT frozen": lambda: comer(size, frozen=True),
+        "and only read": lambda: comer(size, frozen=True, use_cti_to_v=False),
+        f"plain ViT-{size}": lambda: plain_vit(size),
     }
+    rows = {name: count(make, image, batch, dtype) for name, make in networks.items()}
     kinds = sorted(
         {kind for traffic in rows.values() for kind in traffic.kernels},
         key=lambda kind: -max(traffic.bytes[kind] for traffic in rows.values()),
@@ -173,6 +220,21 @@ def report(size: str, image: int, batch: int, dtype: torch.dtype) -> dict[str, A
             for t in rows.values()
         ]
         print(f"{kind:24}" + "".join(f"{n:14}{b / 2**30:12.2f}" for n, b in figures))
+    memory = {}
+    for name, make in networks.items():
+        held, trained = states(make)
+        least = rows[name].seconds + trained * BYTES_OF_ADAMW / BANDWIDTH
+        memory[name] = {"states": held, "kept": rows[name].kept, "least_seconds": least}
+    print(
+        "\n".join(
+            f"{title:24}" + "".join(f"{value:>26}" for value in values)
+            for title, values in {
+                "states, GiB": [f"{m['states'] / 2**30:.2f}" for m in memory.values()],
+                "kept for backward, GiB": [f"{m['kept'] / 2**30:.2f}" for m in memory.values()],
+                "least time, ms": [f"{m['least_seconds'] * 1e3:.0f}" for m in memory.values()],
+            }.items()
+        )
+    )
     return {
         "size": size,
         "image": image,
@@ -186,6 +248,7 @@ def report(size: str, image: int, batch: int, dtype: torch.dtype) -> dict[str, A
             }
             for name, traffic in rows.items()
         },
+        "memory": memory,
     }
 
 

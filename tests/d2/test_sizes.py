@@ -16,7 +16,9 @@ from torch import nn
 from comer_d2.network import ViT, ViTCoMerNet
 
 ROOT = Path(__file__).parents[2]
-SIZES = LazyConfig.load(str(ROOT / "configs/common/models/sizes.py"), ("comer_size", "VIT"))
+comer_size, freeze, VIT = LazyConfig.load(
+    str(ROOT / "configs/common/models/sizes.py"), ("comer_size", "freeze", "VIT")
+)
 DINOV3: dict[str, Any] = {
     "use_abs_pos": False,
     "rope": "dinov3",
@@ -44,21 +46,30 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def comer_of(size: str) -> ViTCoMerNet:
+def comer_of(size: str, frozen: bool = False) -> ViTCoMerNet:
     """The ViT-CoMer of a size, without memory."""
     node = OmegaConf.create({"vit": {}})
-    SIZES[0](node, size)
+    comer_size(node, size)
+    if frozen:
+        freeze(node)
     arguments = OmegaConf.to_container(node)
     vit = {**arguments.pop("vit"), **OF_TIMM[size][1]}
     with torch.device("meta"):
         return ViTCoMerNet(ViT(**vit), **arguments)
 
 
-def documented() -> dict[str, tuple[str, str]]:
-    """Size -> parameters of the ViT and of the ViT-CoMer, as docs/MODEL_ZOO.md has them."""
+def states(module: nn.Module) -> float:
+    """GiB of weights, and of trained ones' gradients and AdamW's averages."""
+    parameters = list(module.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return (sum(p.numel() * p.element_size() for p in parameters) + 12 * trained) / 2**30
+
+
+def documented() -> dict[str, list[str]]:
+    """Size -> parameters of the ViT and of the ViT-CoMer, states trained and frozen, in docs/MODEL_ZOO.md."""
     section = (ROOT / "docs" / "MODEL_ZOO.md").read_text().split("\n## Beyond L\n")[1]
-    rows = re.findall(r"^\| ([\w+-]+), [^|]*\| ([\d.]+)M \| ([\d.]+)M \|", section, re.MULTILINE)
-    return {size: (vit, whole) for size, vit, whole in rows}
+    row = r"^\| ([\w+-]+), [^|]*\| ([\d.]+)M \| ([\d.]+)M \| ([\d.]+) \| ([\d.]+) \|"
+    return {size: cells for size, *cells in re.findall(row, section, re.MULTILINE)}
 
 
 @pytest.mark.parametrize("size", OF_TIMM)
@@ -72,10 +83,11 @@ def test_every_block_has_the_parameters_of_timms(size: str) -> None:
     assert net.vit.computation["num_heads"] == reference.blocks[0].attn.num_heads
     assert [net.vit.blocks[last].attn.window_size for _, last in net.interaction_indexes] == [0] * 4
     if size in documented():
-        counts = (f"{count(net.vit) / 1e6:.1f}", f"{count(net) / 1e6:.1f}")
-        assert documented()[size] == counts
+        figures = [count(net.vit) / 1e6, count(net) / 1e6, states(net)]
+        figures.append(states(comer_of(size, frozen=True)))
+        assert documented()[size] == [f"{figure:.1f}" for figure in figures]
 
 
 def test_no_size_is_left_out() -> None:
-    assert set(OF_TIMM) == set(SIZES[1])
+    assert set(OF_TIMM) == set(VIT)
     assert set(documented()) == set(OF_TIMM) - {"T", "S", "B"}

@@ -59,3 +59,9 @@ def comer_size(comer, size):
     vit_size(comer.vit, size)
     comer.update(COMER[size])
     comer.interaction_indexes = quarters(comer.vit.depth)
+
+
+def freeze(comer):
+    """Freezes all of a ViT-CoMer's ViT: only read, its linear layers in bfloat16."""
+    comer.vit.update(freeze_at=comer.vit.depth, frozen_dtype="bfloat16")
+    comer.use_cti_to_v = False
