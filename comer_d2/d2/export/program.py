@@ -108,7 +108,7 @@ def export_program(
             ) as error:  # a guard: torch.export takes a side of one cell for a shape of its own
                 raise UserError(
                     f"the program that was traced at {tuple(first.shape[2:])} does not run at {tuple(image.shape[1:])} "
-                    f"({error}): images whose coarsest map has one cell along a side need --fixed-size"
+                    f"({error}): UPerNet, and images whose coarsest map has one cell along a side, need --fixed-size"
                 ) from error
             lines.append(difference(expected, found, tuple(image.shape[1:])))
         write_atomically(path, lambda temporary: os.replace(part, temporary))

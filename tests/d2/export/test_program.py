@@ -99,15 +99,17 @@ def test_what_does_not_export_says_so(tmp_path: Path) -> None:
         export_program(nn.Linear(1, 1).eval(), tmp_path / "m", format="onnx", images=photos(1), dynamic=True)  # fmt: skip
 
 
-def test_upernet(tmp_path: Path) -> None:
+def test_upernet_at_one_size(tmp_path: Path) -> None:
     cfg = LazyConfig.load(str(ROOT / "tests" / "d2" / "tiny_upernet.py"))
     cfg.dataset.num_classes, cfg.model.views = 3, None
     torch.manual_seed(0)
     model = instantiate(cfg.model).eval()
-    images = [*photos(1), *photos(1, 64, 128)]
-    exported = export_program(model, tmp_path / "m.pt2", format="torch-export", images=images, dynamic=True)  # fmt: skip
+    first, second = photos(2)
+    exported = export_program(model, tmp_path / "m.pt2", format="torch-export", images=[first, second], dynamic=False)  # fmt: skip
     assert exported.outputs == ["sem_seg"]
     with torch.no_grad():
-        (expected,) = model([{"image": images[1]}])
-    found = torch.export.load(exported.path).module()(images[1][None])["sem_seg"][0]
+        (expected,) = model([{"image": second}])
+    found = torch.export.load(exported.path).module()(second[None])["sem_seg"][0]
     torch.testing.assert_close(found, expected["sem_seg"], rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="--fixed-size"):
+        export_program(model, tmp_path / "n.pt2", format="torch-export", images=[first, *photos(1, 160, 96)], dynamic=True)  # fmt: skip
