@@ -15,6 +15,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from omegaconf import DictConfig, OmegaConf
 
+from comer_d2.layers.narrow import narrow_weights
+
 from .data.custom import resolve_dataset
 from .engine.checkpoint import load_checkpoint
 from .engine.checks import class_counts
@@ -45,7 +47,8 @@ class Predictor:
             leaves beside its checkpoints.
         checkpoint: file with the model's weights; every parameter has to be in it.
         device: where to run; the default is `cfg.train.device`, or the CPU without CUDA.
-        dtype: "bfloat16" or "float16" to compute in half precision (under autocast).
+        dtype: "bfloat16" or "float16" to compute in half precision, with the weights of linear layers
+            and convolutions kept in it: autocast's results, without its casts, in less memory.
         compile: torch.compile of "blocks" or the backbone as a whole ("model"); True: blocks. The first
             images wait for it.
         scales: test-time augmentation: sizes, relative to the test data's, whose predictions are put
@@ -87,6 +90,8 @@ class Predictor:
         refuse_to_cut(self.model)
         average = bool(OmegaConf.select(cfg, "train.ema.enabled"))
         load_checkpoint(self.model, os.fspath(checkpoint), complete=True, average=average)
+        if self.dtype != torch.float32:
+            narrow_weights(self.model, self.dtype)
         compile_model(self.model, compile, "compile")
         self.views: GeneralizedRCNNWithTTA | None = None
         if flip or tuple(scales) != (1.0,):

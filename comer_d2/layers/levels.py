@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .resize import resize_bilinear
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,8 @@ class Levels:
         return torch.cat([map_to_tokens(m) for m in maps], dim=1)
 
     def add(self, tokens: Tensor, others: Tensor, level: int) -> Tensor:
-        """Adds tokens (B, H*W, D) of one level to that part of tokens (B, S, D)."""
-        parts = list(self.split(tokens))
-        parts[level] = parts[level] + others
-        return torch.cat(parts, dim=1)
+        """Adds tokens (B, H*W, D) of one level to that part of tokens (B, S, D), whose type stays."""
+        return add_rows(tokens, others, sum(self.sizes[:level]))
 
     def fuse(self, tokens: Tensor, level: int) -> Tensor:
         """Brings all levels of tokens (B, S, D) to the size of one and sums them.
@@ -64,12 +65,11 @@ class Levels:
         Returns:
             (B, D, H, W) of that level.
         """
-        size = self.spatial_shapes[level]
         maps = self.maps(tokens)
         for i in range(level):
             maps[i] = F.avg_pool2d(maps[i], 2 ** (level - i))
         for i in range(level + 1, len(maps)):
-            maps[i] = F.interpolate(maps[i], size, mode="bilinear", align_corners=False)
+            maps[i] = resize_bilinear(maps[i], maps[level])
         total = maps[0]
         for m in maps[1:]:
             total = total + m
@@ -112,6 +112,49 @@ class Levels:
             ]
             self._given[key] = torch.stack(sizes).unflatten(0, (-1, 2))
         return self._given[key]
+
+
+class AddRows(torch.autograd.Function):
+    """:func:`add_rows`. The gradient of split, add and cat would be copied; this one is passed on."""
+
+    @staticmethod
+    def forward(tokens: Tensor, rows: Tensor, start: int) -> Tensor:
+        result = tokens.clone()
+        result[:, start : start + rows.shape[1]].add_(rows)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        _, rows, start = inputs
+        ctx.rows, ctx.dtype = slice(start, start + rows.shape[1]), rows.dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        return grad, grad[:, ctx.rows].to(ctx.dtype), None
+
+
+def add_rows(tokens: Tensor, rows: Tensor, start: int) -> Tensor:
+    """Adds to some neighbouring tokens.
+
+    Args:
+        tokens: (B, S, D).
+        rows: (B, N, D), in any type.
+        start: the first token that is added to.
+
+    Returns:
+        (B, S, D) in the type of ``tokens``.
+    """
+    if (
+        rows.shape[1] == tokens.shape[1]
+        and torch.promote_types(tokens.dtype, rows.dtype) == tokens.dtype
+    ):
+        return tokens + rows
+    return AddRows.apply(tokens, rows, start)
+
+
+def without_prefix(x: Tensor, count: int) -> Tensor:
+    """The last ``count`` of the tokens (B, P + count, D), those of the map."""
+    return x if x.shape[1] == count else x[:, -count:]
 
 
 def tokens_to_map(tokens: Tensor, height: int, width: int) -> Tensor:

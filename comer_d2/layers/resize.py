@@ -1,5 +1,6 @@
 """Resizing of feature maps."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -8,4 +9,6 @@ def resize_bilinear(x: Tensor, like: Tensor) -> Tensor:
     """Resizes a map (B, D, H, W) to the size of another, bilinear, ``align_corners=False``."""
     if x.shape[-2:] == like.shape[-2:]:
         return x
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+    # In the map's own type, which autocast would widen on a CPU: the weights are float32 anyway.
+    with torch.autocast(x.device.type, enabled=False):
+        return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ..layers.deform_attn import MSDeformAttn
 from ..layers.drop_path import DropPath
-from ..layers.levels import Levels, map_to_tokens
+from ..layers.levels import Levels, add_rows, map_to_tokens, without_prefix
 from ..layers.linear import Linear
+from ..layers.narrow import installed, installed_in
+from ..layers.norm import LayerNorm
 from ..layers.token_conv import LevelDepthwiseConv, TokenDepthwiseConv
 from .trunk import Call, Stage
 from .vit import LAYER_NORM_EPS
@@ -61,8 +64,8 @@ class MRFP(nn.Module):
     def forward(self, c: Tensor, levels: Levels) -> Tensor:
         """CNN tokens (B, S, D) -> (B, S, D)."""
         maps = levels.maps(self.convs(self.fc1(c), levels))
-        maps = [F.gelu(norm(x)) for x, norm in zip(maps, self.norms, strict=True)]
-        return self.fc2(F.gelu(levels.merge(maps)))
+        maps = [norm(x) for x, norm in zip(maps, self.norms, strict=True)]
+        return self.fc2(F.gelu(F.gelu(levels.merge(maps))))
 
 
 class ConvFFN(nn.Module):
@@ -142,13 +145,16 @@ class CTIToV(nn.Module):
         self.gamma = nn.Parameter(torch.full((trunk_dim,), float(gate_init)))
 
     def forward(self, x: Tensor, c: Tensor, levels: Levels) -> Tensor:
-        """Trunk tokens x (B, N, C) and CNN tokens c (B, S, D), x added -> new x (B, N, C)."""
+        """Trunk tokens x (B, P + N, C), CNN tokens c (B, S, D) with x added -> new x.
+
+        The P prefix tokens stay as they are.
+        """
         points = levels.reference_points(c.device, c.dtype)
         o = self.attn(self.query_norm(c), points, self.feat_norm(c), levels)
         if self.ffn is not None:
             o = self.ffn(o, levels)
-        fused = map_to_tokens(levels.fuse(o, self.level))
-        return x + self.gamma * self.to_trunk(fused)
+        fused = self.to_trunk(map_to_tokens(levels.fuse(o, self.level)))
+        return add_rows(x, fused * self.gamma.to(fused.dtype), x.shape[1] - fused.shape[1])
 
 
 class FeatureInteraction(nn.Module):
@@ -225,7 +231,8 @@ class Interaction(nn.Module):
         cti_to_v: CNN to ViT, before the blocks, if any.
         cti_to_c: ViT to CNN, after the blocks, if any.
         extra_cti: further CTI-to-C blocks in sequence; may be empty.
-        use_act_checkpoint: recompute activations in the backward pass instead of keeping them.
+        use_act_checkpoint: recompute activations in the backward pass instead of keeping them, part
+            by part.
     """
 
     def __init__(
@@ -263,20 +270,18 @@ class Interaction(nn.Module):
             New x and new c of the same shapes.
         """
         count = levels.sizes[self.stage.level]
-        prefix, x = x.split([x.shape[1] - count, count], dim=1)
         if self.mrfp is not None:
             c = self.run(self.mrfp, c, levels)
         if self.cti_to_v is not None:
-            c = levels.add(c, self.to_cnn(x), self.stage.level)
+            c = levels.add(c, self.to_cnn(without_prefix(x, count)), self.stage.level)
             x = self.run(self.cti_to_v, x, c, levels)
-        x = blocks(join(prefix, x), self.run)
-        prefix, x = x.split([prefix.shape[1], count], dim=1)
-        x_for_cnn = self.to_cnn(x)
+        x = blocks(x, self.run)
+        x_for_cnn = self.to_cnn(without_prefix(x, count))
         if self.cti_to_c is not None:
             c = self.run(self.cti_to_c, c, x_for_cnn, levels)
         for cti in self.extra_cti:
             c = self.run(cti, c, x_for_cnn, levels)
-        return join(prefix, x), c
+        return x, c
 
     def run(self, module: nn.Module, *inputs: object) -> Tensor:
         """Calls a module, under activation checkpointing if that is on."""
@@ -285,18 +290,33 @@ class Interaction(nn.Module):
 
 def recomputed(module: nn.Module, *inputs: object) -> Tensor:
     """Calls a module whose activations are recomputed in the backward pass, if there is one."""
+    return recomputed_together([module], module, *inputs)
+
+
+def recomputed_together(
+    modules: Sequence[nn.Module], call: Callable[..., Any], *inputs: object
+) -> Any:
+    """Calls a function whose activations are recomputed in the backward pass, if there is one.
+
+    Args:
+        modules: what the function runs.
+        call: the function.
+        inputs: its arguments.
+    """
     if not torch.is_grad_enabled():
-        return module(*inputs)
+        return call(*inputs)
+
+    weights = installed_in(modules)
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        with installed(weights), frozen_running_statistics(modules):
+            yield
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), frozen_running_statistics(module)
+        return nullcontext(), again()
 
-    return checkpoint(module, *inputs, use_reentrant=False, context_fn=contexts)
-
-
-def join(prefix: Tensor, x: Tensor) -> Tensor:
-    """Prefix tokens (B, P, D) in front of map tokens (B, N, D)."""
-    return torch.cat([prefix, x], dim=1) if prefix.shape[1] else x
+    return checkpoint(call, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 def projection(dim: int, new_dim: int) -> nn.Module:
@@ -305,14 +325,15 @@ def projection(dim: int, new_dim: int) -> nn.Module:
 
 
 @contextmanager
-def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
+def frozen_running_statistics(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Keeps a recomputed forward from moving batch-norm statistics a second time.
 
     Args:
-        module: whose batch norms hold still while the context is open.
+        modules: whose batch norms hold still while the context is open.
     """
     norms = [
         m
+        for module in modules
         for m in module.modules()
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
     ]
@@ -328,5 +349,5 @@ def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
             m.momentum, m.num_batches_tracked = momentum, tracked
 
 
-def layer_norm(dim: int) -> nn.LayerNorm:
-    return nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+def layer_norm(dim: int) -> LayerNorm:
+    return LayerNorm(dim, eps=LAYER_NORM_EPS)

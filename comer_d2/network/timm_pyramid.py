@@ -228,14 +228,18 @@ class TimmPyramid(nn.Module):
         x = self.parts()[1][index].downsample(self.to_map(x, height * 2, width * 2))
         return self.to_tokens(x)
 
+    def blocks_of(self, stage: Stage) -> Sequence[nn.Module]:
+        """The blocks of a stage."""
+        index = stage.level + 1
+        start = self.block_ranges()[index].start
+        return self.parts()[1][index].blocks[stage.first - start : stage.last + 1 - start]
+
     def run_blocks(
         self, x: Tensor, call: Call, *, stage: Stage, size: tuple[int, int], rope: Tensor | None
     ) -> Tensor:
         """Tokens (B, H*W, C), the map of ``size`` (H, W), through a stage's blocks."""
-        index = stage.level + 1
-        start = self.block_ranges()[index].start
         x = self.to_map(x, *size)
-        for block in self.parts()[1][index].blocks[stage.first - start : stage.last + 1 - start]:
+        for block in self.blocks_of(stage):
             x = call(block, x)
         return self.to_tokens(x)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..layers.levels import Levels
 
@@ -77,6 +77,9 @@ class Trunk(Protocol):
 
     def enter(self, x: Tensor, stage: Stage, levels: Levels) -> Tensor:
         """x after the stage before -> in front of a stage's blocks, in the size of its level."""
+
+    def blocks_of(self, stage: Stage) -> Sequence[nn.Module]:
+        """The blocks of a stage."""
 
     def run_blocks(
         self, x: Tensor, call: Call, *, stage: Stage, size: tuple[int, int], rope: Tensor | None

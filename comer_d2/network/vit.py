@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from timm.layers import (
-    LayerScale,
     Mlp,
     SwiGLU,
     create_rope_embed,
@@ -20,8 +19,10 @@ from timm.layers import (
 from torch import Tensor, nn
 
 from ..layers.drop_path import DropPath
-from ..layers.levels import Levels, map_to_tokens, tokens_to_map
+from ..layers.levels import Levels, map_to_tokens, tokens_to_map, without_prefix
 from ..layers.linear import with_own_linears
+from ..layers.narrow import narrowed
+from ..layers.norm import LayerNorm, LayerScale
 from ..layers.positions import resize_position_table
 from .init import draw_layers
 from .trunk import BlockRanges, Call, Stage, check_cover
@@ -97,11 +98,11 @@ class Block(nn.Module):
         norm_eps: float = LAYER_NORM_EPS,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.norm1 = LayerNorm(dim, eps=norm_eps)
         self.attn = attn
         self.ls1 = layer_scale(dim, layer_scale_init)
         self.drop_path1 = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.norm2 = LayerNorm(dim, eps=norm_eps)
         self.mlp = mlp
         self.ls2 = layer_scale(dim, layer_scale_init)
         self.drop_path2 = DropPath(drop_path)
@@ -262,7 +263,7 @@ class ViT(nn.Module):
             self.prefix_tokens = nn.Parameter(torch.zeros(1, num_prefix_tokens, embed_dim))
         self.norm_pre: nn.Module = nn.Identity()
         if pre_norm_eps is not None:
-            self.norm_pre = nn.LayerNorm(embed_dim, eps=pre_norm_eps)
+            self.norm_pre = LayerNorm(embed_dim, eps=pre_norm_eps)
         self.rope: Any = build_rope(rope, embed_dim, num_heads)
 
         def attention(window: int) -> Attention:
@@ -354,9 +355,11 @@ class ViT(nn.Module):
                 f"{tuple(image.shape)}"
             )
         height, width = (side // PATCH_SIZE for side in image.shape[-2:])
-        x, rope = self.tokens(image), self.rope_of(height, width)
-        for block in self.blocks:
-            x = block(x, height, width, rope)
+        rope = self.rope_of(height, width)
+        with narrowed(self, device=image.device.type):
+            x = self.tokens(image)
+            for block in self.blocks:
+                x = block(x, height, width, rope)
         return tokens_to_map(x[:, -height * width :], height, width)
 
     def tokens(self, image: Tensor) -> Tensor:
@@ -416,11 +419,15 @@ class ViT(nn.Module):
         """Nothing: all stages have the same map."""
         return x
 
+    def blocks_of(self, stage: Stage) -> Sequence[nn.Module]:
+        """The blocks of a stage."""
+        return self.blocks[stage.first : stage.last + 1]
+
     def run_blocks(
         self, x: Tensor, call: Call, *, stage: Stage, size: tuple[int, int], rope: Tensor | None
     ) -> Tensor:
         """Tokens (B, P + H*W, D), the map of ``size`` (H, W), through a stage's blocks."""
-        for block in self.blocks[stage.first : stage.last + 1]:
+        for block in self.blocks_of(stage):
             x = call(block, x, *size, rope)
         return x
 
@@ -434,7 +441,7 @@ class ViT(nn.Module):
         """The final map (B, D, H, W) four times (``"last"``), or that of every stage (``"stages"``)."""
         height, width = levels.spatial_shapes[LEVEL]
         wanted = x_after if features == "stages" else [x_after[-1]] * NUM_STAGES
-        return [tokens_to_map(x[:, -height * width :], height, width) for _, x in wanted]
+        return [tokens_to_map(without_prefix(x, height * width), height, width) for _, x in wanted]
 
 
 def build_mlp(dim: int, hidden_dim: int, kind: str, sub_norm_eps: float | None) -> nn.Module:
@@ -446,7 +453,7 @@ def build_mlp(dim: int, hidden_dim: int, kind: str, sub_norm_eps: float | None) 
         kind: ``"swiglu"``, or the activation of two linear layers, by timm's name.
         sub_norm_eps: epsilon of a layer norm on the hidden channels; ``None`` for no norm.
     """
-    norm_layer = None if sub_norm_eps is None else partial(nn.LayerNorm, eps=sub_norm_eps)
+    norm_layer = None if sub_norm_eps is None else partial(LayerNorm, eps=sub_norm_eps)
     if kind == "swiglu":
         return with_own_linears(SwiGLU(dim, hidden_dim, norm_layer=norm_layer))
     try:
@@ -478,7 +485,7 @@ def build_rope(name: str | None, dim: int, num_heads: int) -> nn.Module | None:
 
 def layer_scale(dim: int, init: float | None) -> nn.Module:
     """A learned factor per channel, or nothing."""
-    return nn.Identity() if init is None else LayerScale(dim, init_values=init)
+    return nn.Identity() if init is None else LayerScale(dim, init)
 
 
 def window_per_block(

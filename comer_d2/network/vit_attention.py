@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat, trunc_normal_
 from torch import Tensor, nn
 
-from ..layers.levels import map_to_tokens
 from ..layers.linear import Linear, linear
+from ..layers.norm import LayerNorm
+from ..layers.positions import resize_bicubic
 
 QKVBias = Literal["qkv", "qv", "none"]
 CLASS_ROWS = 3  # class to token, token to class, class to itself: the last of BEiT's tables
@@ -74,7 +75,7 @@ class Attention(nn.Module):
         self.window_size = window_size
         self.rotate_half = rotate_half
         self.qkv = QKV(dim, qkv_bias)
-        self.norm = nn.Identity() if sub_norm_eps is None else nn.LayerNorm(dim, sub_norm_eps)
+        self.norm = nn.Identity() if sub_norm_eps is None else LayerNorm(dim, sub_norm_eps)
         self.proj = Linear(dim, dim)
 
     def forward(
@@ -221,9 +222,8 @@ class RelativePositionAttention(Attention):
         offsets, class_rows = table[: self.table_side**2], table[self.table_side**2 :]
         size = (2 * height - 1, 2 * width - 1)
         if torch.compiler.is_compiling() or size != (self.table_side, self.table_side):
-            grid = offsets.t().unflatten(1, (self.table_side, self.table_side))[None]
-            grid = F.interpolate(grid, size=size, mode="bicubic", align_corners=False)
-            offsets = map_to_tokens(grid)[0]
+            grid = offsets.unflatten(0, (self.table_side, self.table_side))[None]
+            offsets = resize_bicubic(grid, *size)[0].flatten(0, 1)
         index = relative_position_index(
             height, width, class_token=self.class_token, device=table.device
         )

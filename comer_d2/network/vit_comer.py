@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..layers.deform_attn import MSDeformAttn
 from ..layers.levels import Levels, map_to_tokens
+from ..layers.narrow import narrowed
 from ..layers.resize import resize_bilinear
 from .init import draw_layers
 from .interaction import (
@@ -23,6 +24,7 @@ from .interaction import (
     Interaction,
     projection,
     recomputed,
+    recomputed_together,
 )
 from .pyramid import SpatialPyramid
 from .trunk import BlockRanges, Stage, Trunk
@@ -85,8 +87,9 @@ class ViTCoMerNet(nn.Module):
             (detection); ``"stages"``, those after interaction 1, 2, 3, 4 to stride 4, 8, 16, 32
             (segmentation); ``"none"``. A hierarchical trunk has ``"stages"``, which are its maps of
             stride 4, 8, 16, 32, each added to its own output, and ``"none"``.
-        use_act_checkpoint: recompute the activations of blocks and interactions in the backward
-            pass: less memory, more time.
+        use_act_checkpoint: recompute activations in the backward pass: less memory, more time.
+            True: those of every block and every part of an interaction by itself, the least memory;
+            ``"stage"``: those of each interaction with its blocks at once.
         norm: normalisation of the CNN branch, MRFP and the outputs: a name, or channels -> module.
             ``"SyncBN"``, as released, is synchronised wherever there is more than one process.
         out_features: the outputs wanted, of ``"res2"``, ``"res3"``, ``"res4"``, ``"res5"``, in any
@@ -121,13 +124,17 @@ class ViTCoMerNet(nn.Module):
         num_extra_cti: int = 4,
         gate_init: float = 0.0,
         vit_features: Literal["last", "stages", "none"] = "last",
-        use_act_checkpoint: bool = False,
+        use_act_checkpoint: bool | Literal["stage"] = False,
         norm: Norm = "SyncBN",
         out_features: Sequence[str] = tuple(STRIDES),
         square_pad: int = 0,
     ) -> None:
         super().__init__()
         check_arguments(vit_features, out_features)
+        if use_act_checkpoint not in (True, False, "stage"):
+            raise ValueError(
+                f"use_act_checkpoint must be True, False or 'stage', got {use_act_checkpoint!r}"
+            )
         stages = vit.stages(interaction_indexes)
         map_dims = vit.map_dims(vit_features, len(stages))
         embed_dim, num_interactions = vit.embed_dim, len(stages)
@@ -189,7 +196,7 @@ class ViTCoMerNet(nn.Module):
                     cti_to_v(stage) if on["use_cti_to_v"] else None,
                     cti_to_c(stage, attend, extra=False) if on["use_cti_to_c"] else None,
                     [cti_to_c(stage, attend, extra=True) for _ in range(num_extra_cti * is_last)],
-                    use_act_checkpoint,
+                    bool(use_act_checkpoint) and use_act_checkpoint != "stage",
                 )
             )
 
@@ -252,13 +259,17 @@ class ViTCoMerNet(nn.Module):
             image = F.pad(image, (0, -w % LARGEST_STRIDE, 0, -h % LARGEST_STRIDE))
         levels = Levels.around(image.shape[-2] // TOKEN_STRIDE, image.shape[-1] // TOKEN_STRIDE)
 
-        stem, c = self.cnn_tokens(image)
+        device = image.device.type
+        with narrowed(self.pyramid, device=device):
+            stem, c = self.cnn_tokens(image)
         x = self.vit.start(image, recomputed if self.use_act_checkpoint else called)
         x_after, c = self.interact(x, c, levels)
         vit_maps = []
         if self.vit_features != "none":
             vit_maps = self.vit.maps(self.vit_features, x, x_after, levels)
-        maps = dict(zip(STRIDES, self.output_maps(stem, c, vit_maps, levels), strict=True))
+        with narrowed(self.upsample, self.out_projections, device=device):
+            outputs = self.output_maps(stem, c, vit_maps, levels)
+        maps = dict(zip(STRIDES, outputs, strict=True))
         return {
             name: crop(maps[name], -(-h // STRIDES[name]), -(-w // STRIDES[name]))
             for name in self.out_features
@@ -269,7 +280,8 @@ class ViTCoMerNet(nn.Module):
         # Channels-last, so that a token's channels lie side by side and maps and tokens are views
         # of each other.
         stem, *maps = self.pyramid(image.contiguous(memory_format=torch.channels_last))
-        tokens = [map_to_tokens(m) + e for m, e in zip(maps, self.level_embed, strict=True)]
+        embed = self.level_embed.to(stem.dtype)
+        tokens = [map_to_tokens(m) + e for m, e in zip(maps, embed, strict=True)]
         return stem, torch.cat(tokens, dim=1)
 
     def interact(
@@ -291,7 +303,13 @@ class ViTCoMerNet(nn.Module):
             x = self.vit.enter(x, stage, levels)
             size = levels.spatial_shapes[stage.level]
             blocks = partial(self.vit.run_blocks, stage=stage, size=size, rope=rope)
-            x, c = interaction(x, c, levels, blocks)
+            modules = [interaction, *self.vit.blocks_of(stage)]
+            # Stage by stage, so that gradients are ready for other processes stage by stage.
+            with narrowed(*modules, device=x.device.type):
+                if self.use_act_checkpoint == "stage":
+                    x, c = recomputed_together(modules, interaction, x, c, levels, blocks)
+                else:
+                    x, c = interaction(x, c, levels, blocks)
             x_after.append((stage, x))
         return x_after, c
 
@@ -312,7 +330,7 @@ class ViTCoMerNet(nn.Module):
         fine, middle, coarse = levels.maps(c)
         maps = [self.upsample(fine) + stem, fine, middle, coarse]
         for i, (x, proj) in enumerate(zip(vit_maps, self.out_projections, strict=True)):
-            x = proj(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            x = proj(x.to(c.dtype).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             maps[i] = maps[i] + resize_bilinear(x, maps[i])
         return [norm(m) for norm, m in zip(self.out_norms, maps, strict=True)]
 

@@ -1,8 +1,9 @@
 """Levels of a token pyramid, by hand."""
 
+import pytest
 import torch
 
-from comer_d2.layers.levels import Levels
+from comer_d2.layers.levels import Levels, add_rows
 
 DEVICE = torch.get_default_device()
 
@@ -26,3 +27,27 @@ def test_levels_split_and_merge():
     assert torch.equal(levels.merge(maps), tokens)
     assert torch.equal(maps[1][0, :, 1, 2], tokens[0, 24 + 5])
     assert maps[1].data_ptr() == tokens[:, 24].data_ptr()  # a view
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_vit_tokens_are_added_to_the_middle_level(dtype: torch.dtype) -> None:
+    """With the gradients of a sum, in the types of both; the tokens given are not written to."""
+    levels = Levels.around(2, 3)
+    tokens = torch.randn(2, sum(levels.sizes), 5, dtype=dtype, requires_grad=True)
+    vit_tokens = torch.randn(2, 6, 5, dtype=torch.float64, requires_grad=True)
+    before = tokens.detach().clone()
+    result = levels.add(tokens, vit_tokens, 1)
+    assert result.dtype == dtype and torch.equal(tokens, before)
+    fine, middle, coarse = levels.split(result)
+    assert torch.equal(fine, tokens[:, :24]) and torch.equal(coarse, tokens[:, 30:])
+    assert torch.equal(middle, (tokens[:, 24:30].double() + vit_tokens).to(dtype))
+    cotangent = torch.randn_like(result)
+    result.backward(cotangent)
+    assert torch.equal(tokens.grad, cotangent)
+    assert torch.equal(vit_tokens.grad, cotangent[:, 24:30].double())
+
+
+def test_adding_to_all_tokens_is_a_sum() -> None:
+    tokens, rows = torch.randn(2, 6, 5), torch.randn(2, 6, 5)
+    assert torch.equal(add_rows(tokens, rows, 0), tokens + rows)
+    assert add_rows(tokens.bfloat16(), rows, 0).dtype == torch.bfloat16

@@ -98,6 +98,7 @@ def test_a_wrong_image_is_named(shape):
         (dict(qkv_bias="q"), "qkv_bias must be one of .*'qkv', 'qv', 'none'.* got 'q'"),
         (dict(sub_norms=("ffn",)), r"sub_norms must be some of .* got \['ffn'\]"),
         (dict(out_features=("res6",)), "out_features must be some of"),
+        (dict(use_act_checkpoint="block"), "use_act_checkpoint must be .* got 'block'"),
         (dict(norm="SBN"), "norm must be .* got 'SBN'"),
     ],
 )
@@ -183,11 +184,12 @@ def test_a_closed_gate_leaves_the_vit_untouched():
     assert torch.equal(seen["x"], x)
 
 
-def test_activation_checkpointing_changes_nothing():
+@pytest.mark.parametrize("kind", [True, "stage"])
+def test_activation_checkpointing_changes_nothing(kind):
     """Same outputs, gradients and batch-norm statistics, with the same random draws."""
     image = torch.randn(2, 3, 64, 64)
     results = []
-    for checkpointing in (False, True):
+    for checkpointing in (False, kind):
         net = tiny(use_act_checkpoint=checkpointing, drop_path_rate=0.5).train()
         torch.manual_seed(1)
         outputs = net(image)
@@ -217,6 +219,27 @@ def test_activation_checkpointing_reaches_blocks_and_interactions():
         )
     sum(o.sum() for o in net(torch.randn(1, 3, 64, 64)).values()).backward()
     assert runs == dict.fromkeys(parts, 2)
+
+
+def test_activation_checkpointing_by_stage_keeps_what_goes_between_stages() -> None:
+    """Each stage runs again in the backward pass, and less is kept than without."""
+    image = torch.randn(1, 3, 64, 64)
+    kept, runs = {}, {}
+    for kind in (False, True, "stage"):
+        net = tiny(use_act_checkpoint=kind)
+        calls: list[nn.Module] = []
+        for block in net.vit.blocks:
+            block.register_forward_pre_hook(lambda m, i, calls=calls: calls.append(m))
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t
+        ):
+            outputs = net(image)
+        kept[kind] = sum(sizes)
+        sum(o.sum() for o in outputs.values()).backward()
+        runs[kind] = [calls.count(block) for block in net.vit.blocks]
+    assert kept["stage"] < kept[True] < kept[False]
+    assert runs == {False: [1] * 4, True: [2] * 4, "stage": [2] * 4}
 
 
 def test_drop_path_rates():
