@@ -7,6 +7,9 @@ The rival is the structure of the authors' code on a CPU: the same layers and we
 attention through `grid_sample`, and PyTorch's own linear layers. Between the two, "operator only"
 is ours with PyTorch's linear layers. They take turns within a round; figures are medians over
 rounds, ratios are medians of the rounds' ratios.
+
+Then ViT-CoMer-S against timm's plain ViT-S, in float32, under bfloat16 autocast and, in inference, with
+the weights kept in bfloat16.
 """
 
 from __future__ import annotations
@@ -77,6 +80,63 @@ def measure(size: str, image_size: tuple[int, int], direction: str, count: int) 
     }
 
 
+PLAIN_CASES = [
+    ("float32", "forward"),
+    ("bfloat16 autocast", "forward"),
+    ("bfloat16 weights", "forward"),
+    ("float32", "forward + backward"),
+    ("bfloat16 autocast", "forward + backward"),
+]
+
+
+def measure_plain(kind: str, direction: str, count: int) -> dict:
+    """Milliseconds of ViT-CoMer-S and of the plain ViT-S, 512 x 512, and the median of their ratios."""
+    import torch
+    from timm.models.vision_transformer import VisionTransformer
+
+    from comer_d2.layers.narrow import narrow_weights
+    from comer_d2.network import ViT, ViTCoMerNet
+
+    torch.manual_seed(0)
+    nets = {
+        "ViT-CoMer-S": ViTCoMerNet(ViT(**SIZES["S"]), deform_num_heads=6, deform_ratio=1.0),
+        "ViT-S": VisionTransformer(
+            **SIZES["S"], depth=12, num_classes=0, global_pool="", dynamic_img_size=True
+        ),
+    }
+    image = torch.randn(1, 3, 512, 512)
+    if kind == "bfloat16 weights":
+        for net in nets.values():
+            narrow_weights(net, torch.bfloat16)
+
+    def step(net: torch.nn.Module) -> Callable[[], None]:
+        def outputs() -> list[torch.Tensor]:
+            with torch.autocast("cpu", torch.bfloat16, enabled=kind != "float32"):
+                found = net(image)
+            return list(found.values()) if isinstance(found, dict) else [found]
+
+        def run() -> None:
+            if direction == "forward":
+                with torch.no_grad():
+                    net.eval()
+                    outputs()
+            else:
+                net.train().zero_grad()
+                sum(output.float().sum() for output in outputs()).backward()
+
+        return run
+
+    times = rounds.take_turns({name: step(net) for name, net in nets.items()}, count, "cpu")
+    return {
+        "size": "S",
+        "image": [512, 512],
+        "direction": direction,
+        "kind": kind,
+        "milliseconds": rounds.medians(times),
+        "ViT-CoMer-S / ViT-S": rounds.median_ratio(times["ViT-CoMer-S"], times["ViT-S"]),
+    }
+
+
 def main() -> None:
     options = rounds.parser(__doc__.splitlines()[0]).parse_args()
     machine = rounds.start(options, "cpu")
@@ -89,6 +149,16 @@ def main() -> None:
             f"ViT-CoMer-{size} {f'{height}x{width}':10} {direction:20}"
             + "".join(f"{row['milliseconds'][name]:13.0f} ms" for name in VARIANTS)
             + f"{row['grid_sample / comer_d2']:8.2f}{row['grid_sample / operator only']:8.2f}",
+            flush=True,
+        )
+    print(" " * 42 + f"{'ViT-CoMer-S':>16}{'plain ViT-S':>16}   ratio")
+    for kind, direction in PLAIN_CASES:
+        row = measure_plain(kind, direction, options.rounds)
+        rows.append(row)
+        print(
+            f"{kind:20} {direction:21}"
+            + "".join(f"{value:13.0f} ms" for value in row["milliseconds"].values())
+            + f"{row['ViT-CoMer-S / ViT-S']:8.2f}",
             flush=True,
         )
     rounds.write(options, machine, rows)

@@ -65,7 +65,7 @@ def narrowed(*parts: nn.Module, device: str) -> Iterator[None]:
     Autocast casts each weight and each bias by itself, forward and backward: kernels that take longer
     to launch than to run. Here all weights of the parts are cast together. What looks up a
     parameter by its name in the module, as layers and hooks do, finds the cast one; ``parameters()``
-    and the gradients are the module's own, in float32. Compiled networks cast for themselves, and
+    and the gradients are the module's own, in float32. What is compiled casts for itself, and
     weights of a type of their own, such as quantised or sharded ones, are left alone.
 
     Args:
@@ -83,7 +83,7 @@ def narrowed(*parts: nn.Module, device: str) -> Iterator[None]:
     places = [
         (module, name, parameter)
         for part in parts
-        for module in part.modules()
+        for module in eager_modules(part)
         if isinstance(module, kinds) and not isinstance(module, IN_FLOAT32)
         for name, parameter in module._parameters.items()
         if isinstance(parameter, nn.Parameter)
@@ -99,6 +99,14 @@ def narrowed(*parts: nn.Module, device: str) -> Iterator[None]:
     names = [(module, name) for module, name, _ in trained + frozen]
     with installed([(*place, weight) for place, weight in zip(names, cast, strict=True)]):
         yield
+
+
+def eager_modules(part: nn.Module) -> Iterator[nn.Module]:
+    """A part and what is in it, but what ``torch.compile`` has compiled."""
+    if part._compiled_call_impl is None:
+        yield part
+        for child in part.children():
+            yield from eager_modules(child)
 
 
 @contextmanager
