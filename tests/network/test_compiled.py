@@ -141,7 +141,16 @@ def test_the_real_compiler() -> None:
     nets = []
     for _ in range(2):
         torch.manual_seed(0)
-        nets.append(ViT(embed_dim=24, depth=1, num_heads=3, window_size=0, pretrain_img_size=64))
+        nets.append(
+            ViT(
+                embed_dim=24,
+                depth=1,
+                num_heads=3,
+                window_size=0,
+                window_block_indexes=[],
+                pretrain_img_size=64,
+            )
+        )
     compile_blocks(nets[1])
     for size in ((64, 96), (80, 48)):
         image = torch.randn(2, 3, *size)
