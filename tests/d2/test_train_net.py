@@ -223,10 +223,13 @@ def test_several_processes_train_and_evaluate_like_one(
     assert next(evaluations) == next(evaluations)
 
 
-def test_processes_of_torchrun_hold_the_same_weights(tiny_coco: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [TINY, str(ROOT / "tests/d2/tiny_codino.py")])
+def test_processes_of_torchrun_hold_the_same_weights(
+    tiny_coco: Path, tmp_path: Path, config: str
+) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--standalone", str(ROOT / "tests/d2/rank_agreement.py")]
-    command += ["--config-file", TINY, f"train.output_dir={tmp_path / 'output'}"]
+    command += ["--config-file", config, f"train.output_dir={tmp_path / 'output'}"]
     command += ["train.max_iter=3", "train.accumulation_steps=2", "train.ema.enabled=true"]
     done = subprocess.run(
         command,

@@ -344,3 +344,20 @@ def test_codino_under_autocast(
     sum(losses.values()).backward()
     infinite = [name for name, p in model.named_parameters() if not p.grad.isfinite().all()]
     assert not infinite
+
+
+def test_codino_under_activation_checkpointing(
+    make_collaborative: Callable[[], CollaborativeHeads],
+) -> None:
+    results = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = build(make_collaborative()).train()
+        for part in (model.head.encoder, model.head.decoder):
+            part.use_act_checkpoint = checkpointing
+        torch.manual_seed(1)  # of the images, and of the samples that the losses draw
+        with EventStorage():
+            losses = model([record(100, 128), record(128, 90, 3)])
+        sum(losses.values()).backward()
+        results.append((losses, [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(results[1], results[0])
