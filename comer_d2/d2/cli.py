@@ -94,7 +94,8 @@ def run_tool(main: Callable[[], int | None], program: str | None = None) -> int:
     """Run a tool's main; an error that the user can fix is printed in one line.
 
     Args:
-        main: what to run; returns the exit code, or None for 0.
+        main: what to run; returns the exit code, or None for 0. What the system refuses it is an error
+            that the user can fix.
         program: its name; None: this process's.
 
     Returns:
@@ -104,6 +105,10 @@ def run_tool(main: Callable[[], int | None], program: str | None = None) -> int:
         return main() or 0
     except UserError as error:
         return report(error, program)
+    except OSError as error:  # a folder that is a file or read-only, a full disk, a port in use
+        if os.environ.get("COMER_D2_TRACEBACK"):
+            raise
+        return report(UserError(str(error)), program)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130

@@ -11,7 +11,7 @@ from ..data.custom import resolve_dataset
 from ..engine.checks import dataset_names
 from ..errors import UserError
 from ..results import TASKS
-from ..visualization.sheet import picture_sheet, save_picture
+from ..visualization.sheet import picture_kind, picture_sheet, save_picture
 from .model import add_model_arguments, model_of, threshold_of
 
 EXAMPLE = """\
@@ -53,6 +53,7 @@ def draw_sheet(args: argparse.Namespace) -> None:
     """Draw what a command line names."""
     if args.count < 1 or args.columns < 1:
         raise UserError("--count and --columns must be at least 1")
+    picture_kind(args.output)
     model = model_of(args)
     resolve_dataset(model.cfg)
     names = dataset_names(model.cfg, "test")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..cli import run_tool
 from ..demo import build_demo
+from ..errors import UserError
 from .model import add_model_arguments, model_of, validation_images
 
 EXAMPLES = 6  # photos to begin with
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 def serve(args: argparse.Namespace) -> None:
     """Serve the page of the model that a command line names."""
+    if not 0 <= args.port < 2**16:
+        raise UserError(f"--port {args.port}: from 0 (a free one) to {2**16 - 1}")
     model = model_of(args)
     examples = validation_images(model, EXAMPLES)
     page = build_demo(model, f"comer_d2: {Path(args.model).resolve().name}", examples)

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from .. import cli
+from ..engine.overrides import text_override
 from ..predictor import find_checkpoint, find_config
 
 EXAMPLE = """\
@@ -58,8 +59,13 @@ def evaluate(args: argparse.Namespace, prog: str | None) -> int:
     checkpoint = find_checkpoint(args.model)
     config = find_config(checkpoint, args.config_file)
     processes = [] if args.num_gpus is None else ["--num-gpus", str(args.num_gpus)]
-    named = ["--eval-only", "--config-file", str(config), f"train.init_checkpoint={checkpoint}"]
+    named = [
+        "--eval-only",
+        "--config-file",
+        str(config),
+        text_override("train.init_checkpoint", str(checkpoint)),
+    ]
     if Path(args.model).is_dir():  # also one that was moved since it was trained
-        named.append(f"train.output_dir={args.model}")
+        named.append(text_override("train.output_dir", args.model))
     allowed = [f"--allow-target={name}" for name in args.allow_target]
     return cli.main([*named, *processes, *allowed, *args.opts], prog)

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from ..cli import add_allow_target
 from ..data.images import IMAGE_ENDINGS
+from ..errors import UserError
 from ..predictor import DEFAULT_THRESHOLD, DTYPES, Predictor, Threshold, load
 
 
@@ -81,10 +82,14 @@ def threshold_of(args: argparse.Namespace, model: Predictor) -> Threshold:
     """The thresholds that a command line asks for."""
     if not args.class_threshold:
         return args.threshold
-    given = dict(entry.rpartition("=")[::2] for entry in args.class_threshold)
-    return dict.fromkeys(model.class_names, args.threshold) | {
-        n: float(v) for n, v in given.items()
-    }
+    given = {}
+    for entry in args.class_threshold:
+        name, _, value = entry.rpartition("=")
+        try:
+            given[name] = float(value)
+        except ValueError as error:
+            raise UserError(f"--class-threshold {entry}: a class and a number, such as {model.class_names[0]}=0.3") from error  # fmt: skip
+    return dict.fromkeys(model.class_names, args.threshold) | given
 
 
 def validation_images(model: Predictor, count: int) -> list[Path]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..cli import add_allow_target, run_tool
 from ..data.custom import resolve_dataset
 from ..engine.config import load_config
+from ..engine.overrides import text_override
 from ..report.build import write_report
 
 EXAMPLE = """\
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 def report(args: argparse.Namespace) -> None:
     """Write the page that a command line asks for."""
     config = args.folder / "config.yaml"
-    overrides = [f"train.output_dir={args.folder}"]
+    overrides = [text_override("train.output_dir", str(args.folder))]
     cfg = load_config(str(config), overrides, allow_targets=args.allow_target)
     resolve_dataset(cfg)
     print(f"Report: {write_report(cfg)}")

@@ -10,7 +10,7 @@ from ..comparison import draw_truth
 from ..data.custom import resolve_dataset
 from ..engine.checks import dataset_names
 from ..errors import UserError
-from ..visualization.sheet import picture_sheet, save_picture
+from ..visualization.sheet import picture_kind, picture_sheet, save_picture
 
 EXAMPLE = """\
 examples:
@@ -46,6 +46,7 @@ def show(args: argparse.Namespace) -> None:
     """Draw what a command line names."""
     if args.count < 1 or args.columns < 1:
         raise UserError("--count and --columns must be at least 1")
+    picture_kind(args.output)
     cfg = config_of(args)
     resolve_dataset(cfg)
     names = dataset_names(cfg, "train" if args.split == "train" else "test")

@@ -78,17 +78,21 @@ def split_coco(
 
 def _groups(pictures: list[dict[str, Any]], images: Path, group: str | None) -> list[int]:
     """A number for each image; equal numbers stay together."""
+    try:
+        expression = None if group is None else re.compile(group)
+    except re.error as error:
+        raise UserError(f"--group {group!r} is no regular expression: {error}") from error
     numbers: dict[Any, int] = {}
     first: dict[str, int] = {}
     found = []
     for index, picture in enumerate(pictures):
         name = picture["file_name"]
         key: Any = index
-        if group is not None:
-            match = re.search(group, name)
-            if match is None:
+        if expression is not None:
+            match = expression.search(name)
+            key = match and match[1 if expression.groups else 0]
+            if key is None:
                 raise UserError(f"--group {group!r} does not fit {name!r}")
-            key = match[1] if match.re.groups else match[0]
         number = numbers.setdefault(key, index)
         try:
             digest = hashlib.sha256((images / name).read_bytes()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,6 +47,12 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         except (OmegaConfBaseException, ValueError, TypeError, IndexError) as e:
             raise UserError(f"override '{override}' cannot be applied: {_first_line(e)}") from e
     return cfg
+
+
+def text_override(key: str, text: str) -> str:
+    """An override that sets a key to this text, also where it looks like a number or a list: ``12``, ``a,b``."""
+    escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text)
+    return f'{key}="{escaped}"'
 
 
 def override_keys(overrides: Sequence[str]) -> set[str]:

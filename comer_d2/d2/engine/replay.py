@@ -22,7 +22,16 @@ from .run import build_model
 from .step_record import gradient_norms
 from .trainer import Trainer
 
-KEYS = {"reason", "iteration", "losses", "images", "grad_norms", "random", "data", "model"}
+KEYS = {
+    "reason": str,
+    "iteration": int,
+    "losses": dict,
+    "images": list,
+    "grad_norms": dict,
+    "random": list,
+    "data": (dict, type(None)),
+    "model": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,9 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
         record = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
         raise UserError(f"'{path}' cannot be read: {str(e).strip().splitlines()[0]}") from e
-    if not isinstance(record, dict) or not record.keys() >= KEYS:
+    if not isinstance(record, dict) or not all(
+        key in record and isinstance(record[key], kind) for key, kind in KEYS.items()
+    ):
         raise UserError(
             f"'{path}' is not the record of a step, which a run names step_<iteration>.pth"
         )

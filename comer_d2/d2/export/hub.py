@@ -22,6 +22,8 @@ from ..errors import UserError
 from ..predictor import HUB_WEIGHTS, Predictor, load
 
 TASK_TAGS = {"instance": "object-detection", "semantic": "image-segmentation", "panoptic": "image-segmentation"}  # fmt: skip
+# Of the HTTP client that this version of the package has: no connection is one, and no HfHubHTTPError.
+CLIENT_ERRORS = huggingface_hub.errors.HfHubHTTPError.__bases__
 PROBE_SIDE = 96  # of the image that the written folder is compared on
 CARD = """\
 # {title}
@@ -132,7 +134,7 @@ def push(folder: Path, repository: str, *, private: bool = True) -> str:
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repository, folder_path=folder))
-    except (huggingface_hub.errors.HfHubHTTPError, ValueError, OSError) as error:
+    except (*CLIENT_ERRORS, ValueError, OSError) as error:
         raise UserError(f"{repository}: {error} (`hf auth login` stores a token)") from error
 
 

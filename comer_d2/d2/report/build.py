@@ -54,8 +54,13 @@ def write_report(cfg: DictConfig, *, train: bool = True) -> Path:
     folder = Path(cfg.train.output_dir)
     try:
         evaluated = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-        results: dict[str, dict[str, float | None]] = evaluated["results"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        results: dict[str, dict[str, float | None]] = {
+            task: {
+                metric: None if value is None else float(value) for metric, value in found.items()
+            }
+            for task, found in evaluated["results"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder} holds no evaluation ({error}): comer-d2 eval makes one"
         ) from error

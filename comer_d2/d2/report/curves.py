@@ -51,17 +51,17 @@ def read_series(metrics: Path) -> dict[str, tuple[list[int], list[float]]]:
     found: dict[str, tuple[list[int], list[float]]] = {}
     if not metrics.is_file():
         return found
-    for line in metrics.read_text(encoding="utf-8").splitlines():
+    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
         except ValueError:  # the last line of a run that was killed
             continue
-        if not isinstance(entry, Mapping) or "iteration" not in entry:
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("iteration"), int):
             continue
         for name, value in entry.items():
             if name in HIDDEN or not isinstance(value, (int, float)) or value - value != 0:
                 continue
             xs, ys = found.setdefault(name, ([], []))
-            xs.append(int(entry["iteration"]))
+            xs.append(entry["iteration"])
             ys.append(float(value))
     return found

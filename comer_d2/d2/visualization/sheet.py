@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ...weights.files import write_atomically
+from ..errors import UserError
 
 SHEET_COLOR = (255, 255, 255)
 TEXT_COLOR = (30, 34, 40)
@@ -72,6 +73,18 @@ def picture_sheet(
     return sheet
 
 
+def picture_kind(path: str | os.PathLike) -> str:
+    """Pillow's name of the format that a picture's ending stands for.
+
+    Raises:
+        UserError: it stands for none.
+    """
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    if kind is None or kind not in Image.SAVE:
+        raise UserError(f"'{path}': the name of a picture ends in .png, .jpg or another format's")
+    return kind
+
+
 def save_picture(picture: Image.Image, path: str | os.PathLike) -> Path:
     """Write a picture, whole or not at all; its name's ending chooses the format.
 
@@ -81,9 +94,12 @@ def save_picture(picture: Image.Image, path: str | os.PathLike) -> Path:
 
     Returns:
         `path`.
+
+    Raises:
+        UserError: the ending is no picture's.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    kind = Image.registered_extensions()[path.suffix.lower()]
+    kind = picture_kind(path)
     write_atomically(path, lambda temporary: picture.save(temporary, format=kind, quality=90))
     return path

@@ -9,7 +9,7 @@ from detectron2.config import LazyCall as L
 from omegaconf import DictConfig
 from torch import nn
 
-from comer_d2.d2.engine.overrides import apply_overrides
+from comer_d2.d2.engine.overrides import apply_overrides, text_override
 from comer_d2.d2.errors import UserError
 
 
@@ -126,3 +126,11 @@ def test_a_value_of_another_kind_names_its_key(
 )
 def test_a_value_of_the_same_kind_may_have_another_form(cfg: DictConfig, override: str) -> None:
     apply_overrides(cfg, [override])
+
+
+@pytest.mark.parametrize(
+    "text", ["12", "a,b", "[a]", "null", "a=b c", 'a"b', "C:\\runs\\", 'x\\"y']
+)
+def test_text_override_keeps_a_text_as_it_is(cfg: DictConfig, text: str) -> None:
+    apply_overrides(cfg, [text_override("train.output_dir", text)])
+    assert cfg.train.output_dir == text

@@ -4,11 +4,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..coco_json import read_coco
 from .split import FormatError, Split
 
 
 def read_coco_file(source: Path, images: Path) -> list[Split]:
-    """Read a json; `comer-d2 data check` is what says whether it is sound.
+    """Read a json, which has to be sound: what is wrong would be copied, or left out, in silence.
 
     Args:
         source: the json.
@@ -18,14 +19,15 @@ def read_coco_file(source: Path, images: Path) -> list[Split]:
         One split, named as the file.
 
     Raises:
-        FormatError: it is no COCO json.
+        FormatError: with all that `read_coco` finds.
     """
-    try:
-        content = json.loads(source.read_text(encoding="utf-8-sig"))
-        found = {key: content[key] for key in ("images", "annotations", "categories")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{source}: not COCO's annotations ({error})") from error
-    return [Split(source.stem, images, {"info": {}, **content, **found})]
+    found = read_coco(str(source), str(images), need_masks=False)
+    if found.findings:
+        lines = "\n  ".join(found.findings.lines())
+        raise FormatError(
+            f"{source}:\n  {lines}\n(comer-d2 data check --repaired FOLDER writes a json without what can be repaired)"
+        )
+    return [Split(source.stem, images, {"info": {}, **found.content}, found.notes)]
 
 
 def write_coco(splits: Sequence[Split], output: Path, *, boxes: bool) -> list[str]:

@@ -1,7 +1,6 @@
 """LabelMe: a .json of shapes beside every image."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -11,8 +10,10 @@ from .split import (
     Reader,
     Shape,
     Split,
-    at_any_size,
+    add_image,
+    at_size,
     build_split,
+    copy_image,
     ellipse,
     natural,
     raise_findings,
@@ -40,13 +41,15 @@ def read_labelme(source: Path) -> list[Split]:
     for file in files:
         try:
             content = json.loads(file.read_text(encoding="utf-8-sig"))
-            given, name = content["shapes"], PureWindowsPath(content["imagePath"]).name
+            given, name = list(content["shapes"]), PureWindowsPath(content["imagePath"]).name
         except (OSError, ValueError, KeyError, TypeError) as error:
             findings.add("files that are not LabelMe's", f"{file} ({error})")
             continue
         found = _read_shapes(given, file, findings)
         labels |= {shape.label for shape in found}
-        shapes[file.with_name(name)] = at_any_size(found)
+        width, height = content.get("imageWidth"), content.get("imageHeight")
+        read = at_size(found, (width, height) if width and height else None, str(file), findings)
+        add_image(shapes, file.with_name(name), read, str(file), findings)
     if not files:
         findings.add("no .json files: it should be a folder of LabelMe's")
     split = build_split("all", source, shapes, sorted(labels), findings)
@@ -59,7 +62,7 @@ def _read_shapes(given: Sequence[dict[str, Any]], file: Path, findings: Findings
     for number, item in enumerate(given, 1):
         where = f"{file}, shape {number}"
         try:
-            kind, label = item.get("shape_type") or "polygon", str(item["label"])
+            kind, label = item.get("shape_type") or "polygon", str(item["label"]).strip()
             points = [(float(x), float(y)) for x, y in item["points"]]
         except (KeyError, TypeError, ValueError, AttributeError):
             findings.add("shapes without label or points", where)
@@ -77,7 +80,7 @@ def _read_shapes(given: Sequence[dict[str, Any]], file: Path, findings: Findings
             findings.add("shapes that are no polygon, rectangle or circle", f"{where}: {kind}")
             continue
         group = item.get("group_id")
-        key = number if group is None else ("group", group, label)
+        key = number if group is None else ("group", str(group), label)
         objects.setdefault(key, Shape(label, where=where)).polygons.append(polygon)
     return list(objects.values())
 
@@ -123,9 +126,7 @@ def write_labelme(splits: Sequence[Split], output: Path, *, boxes: bool) -> list
                         }
                         for polygon in polygons
                     ]
-            path = output / split.name / image["file_name"]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(split.images / image["file_name"], path)
+            path = copy_image(split, image, output / split.name)
             content = {
                 "version": "5.0.0",
                 "flags": {},

@@ -1,5 +1,6 @@
 """Pictures as annotations: instances as numbers of pixels, classes as colours."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,14 +10,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..findings import Findings
-from ..images import IMAGE_ENDINGS, BadImage, read_image
+from ..images import IMAGE_ENDINGS, BadImage, check_image, read_image
 from .split import (
     FormatError,
     Reader,
     Shape,
     Split,
-    at_any_size,
+    at_size,
     build_split,
+    images_by_stem,
     natural,
     raise_findings,
 )
@@ -42,8 +44,12 @@ def read_instance_masks(source: Path, images: Path, class_names: Sequence[str]) 
     findings = Findings()
     shapes: dict[Path, Reader] = {}
     for image, path in tqdm(_pairs(source, images, findings), "masks", unit="image"):
-        with Image.open(path) as picture:
-            values = np.asarray(picture)
+        try:
+            with Image.open(path) as picture:
+                values = np.asarray(picture)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            findings.add("masks that cannot be read", f"{path} ({error})")
+            continue
         if values.ndim != 2 or values.dtype.kind not in "iub":
             findings.add("masks that are not one channel of whole numbers", str(path))
             continue
@@ -60,7 +66,8 @@ def read_instance_masks(source: Path, images: Path, class_names: Sequence[str]) 
             }
             box = mask_util.toBbox(rle).tolist()
             objects.append(Shape(class_names[number - 1], box=box, where=str(path), extra=extra))
-        shapes[image] = at_any_size(objects)
+        size = (values.shape[1], values.shape[0])
+        shapes[image] = at_size(objects, size, str(path), findings)
     split = build_split("all", images, shapes, class_names, findings)
     raise_findings(source, findings)
     return [split]
@@ -94,8 +101,12 @@ def write_label_maps(source: Path, images: Path, colors: Path, output: Path) -> 
     for image, path in tqdm(_pairs(source, images, findings), "masks", unit="image"):
         try:
             packed = _packed(read_image(path))
+            width, height = check_image(image)
         except BadImage as error:
-            findings.add("masks that cannot be read", str(error))
+            findings.add("masks or images that cannot be read", str(error))
+            continue
+        if packed.shape != (height, width):
+            findings.add("masks of another size than their image", f"{path}: {packed.shape[1]} x {packed.shape[0]}, the image: {width} x {height}")  # fmt: skip
             continue
         place = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
         strange = keys[place] != packed
@@ -143,14 +154,12 @@ def _read_colors(path: Path) -> dict[str, tuple[int, int, int]]:
 def _pairs(source: Path, images: Path, findings: Findings) -> list[tuple[Path, Path]]:
     """Every mask with the image of its name."""
     masks = sorted((p for p in source.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS), key=lambda p: natural(str(p)))  # fmt: skip
-    pictures = {
-        p.relative_to(images).with_suffix(""): p
-        for p in sorted(images.rglob("*"))
-        if p.suffix.lower() in IMAGE_ENDINGS
-    }
     if not masks:
         findings.add("no masks in it")
-    absent = [str(m) for m in masks if m.relative_to(source).with_suffix("") not in pictures]
+    names = [(mask.relative_to(source).with_suffix("").as_posix(), mask) for mask in masks]
+    counts = Counter(name for name, _ in names)
+    findings.extend("masks whose names differ in the ending alone", (str(m) for n, m in names if counts[n] > 1))  # fmt: skip
+    pictures = images_by_stem(images, counts, findings)
+    absent = [str(mask) for name, mask in names if name not in pictures]
     findings.extend(f"masks without an image of their name in {images}", absent)
-    names = [(mask.relative_to(source).with_suffix(""), mask) for mask in masks]
     return [(pictures[name], mask) for name, mask in names if name in pictures]

@@ -2,14 +2,16 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
 from ..findings import Findings
-from ..images import BadImage, check_images
+from ..images import IMAGE_ENDINGS, BadImage, check_images
 
 CIRCLE_POINTS = 64  # of a polygon in the place of a circle
 
@@ -41,9 +43,31 @@ class Shape:
 Reader = Callable[[int, int], Sequence[Shape]]
 
 
-def at_any_size(shapes: Sequence[Shape]) -> Reader:
-    """For formats whose coordinates are pixels."""
-    return lambda width, height: shapes
+def at_size(
+    shapes: Sequence[Shape], size: tuple[int, int] | None, where: str, findings: Findings
+) -> Reader:
+    """For formats whose coordinates are pixels.
+
+    Args:
+        shapes: the objects.
+        size: (width, height) that the annotations give to the image; None: they give none.
+        where: the file of the annotations, for errors.
+        findings: an image of another size is added here.
+
+    Returns:
+        What gives the objects.
+    """
+
+    def read(width: int, height: int) -> Sequence[Shape]:
+        if size not in (None, (width, height)):
+            findings.add(
+                "images of another size than their annotations say (were they resized? Use the original files; "
+                "if the coordinates are right, correct the size)",
+                f"{where}: {size[0]} x {size[1]}, the image: {width} x {height}",
+            )
+        return shapes
+
+    return read
 
 
 @dataclass
@@ -97,6 +121,9 @@ def build_split(
     Returns:
         The split; sizes are those of the upright images.
     """
+    counts = Counter(class_names)
+    findings.extend("class names that come twice", (repr(n) for n in counts if counts[n] > 1))
+    findings.extend("class names without a letter", (repr(n) for n in counts if not n.strip()))
     ids = {label: number for number, label in enumerate(class_names, 1)}
     content: dict[str, Any] = {
         "info": {},
@@ -107,6 +134,9 @@ def build_split(
     for (path, read), size in zip(shapes.items(), check_images(list(shapes), title=name)):
         if isinstance(size, BadImage):
             findings.add("images that cannot be read", str(size))
+            continue
+        if not path.is_relative_to(images):
+            findings.add(f"images outside of {images}", str(path))
             continue
         width, height = size
         image_id = len(content["images"]) + 1
@@ -134,6 +164,64 @@ def build_split(
                 annotation["segmentation"] = shape.polygons
             content["annotations"].append(annotation)
     return Split(name, images, content, list(notes))
+
+
+def add_image(
+    shapes: dict[Path, Reader], image: Path, read: Reader, where: str, findings: Findings
+) -> None:
+    """Add an image's objects to `shapes`; an image that has some already is a finding."""
+    if image in shapes:
+        findings.add("annotations of an image that has others already", f"{where}: {image.name}")
+    shapes[image] = read
+
+
+def images_by_stem(folder: Path, wanted: Collection[str], findings: Findings) -> dict[str, Path]:
+    """Find images by their names without an ending.
+
+    Args:
+        folder: it is searched whole.
+        wanted: names relative to the folder.
+        findings: names that two images have are added here.
+
+    Returns:
+        Wanted name -> image; names without an image are left out.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        if path.suffix.lower() not in IMAGE_ENDINGS or stem not in wanted:
+            continue
+        if stem in found:
+            findings.add("images whose names differ in the ending alone", f"{found[stem]} and {path.name}")  # fmt: skip
+        found[stem] = path
+    return found
+
+
+def read_lines(path: Path, findings: Findings) -> list[str]:
+    """Lines of a text; a file that is none is a finding."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        findings.add("files that cannot be read as text", f"{path} ({error})")
+        return []
+
+
+def copy_image(split: Split, image: dict[str, Any], folder: Path) -> Path:
+    """Copy an image of a split to its place in another folder.
+
+    Raises:
+        FormatError: its name leads out of the folder.
+    """
+    name = Path(image["file_name"])
+    if name.is_absolute() or ".." in name.parts:
+        raise FormatError(
+            f"'{name}': the name of an image has to lie below {split.images}, for its copy lies so below "
+            f"{folder}: move the image there, or name a higher folder"
+        )
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(split.images / name, target)
+    return target
 
 
 def polygon_area(points: Sequence[float]) -> float:

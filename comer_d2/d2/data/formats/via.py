@@ -10,7 +10,8 @@ from .split import (
     Reader,
     Shape,
     Split,
-    at_any_size,
+    add_image,
+    at_size,
     build_split,
     ellipse,
     raise_findings,
@@ -37,14 +38,15 @@ def read_via(source: Path, images: Path, attribute: str | None, only_class: str 
     try:
         content = json.loads(source.read_text(encoding="utf-8-sig"))
         content = content.get("_via_img_metadata", content)
-        entries = [(entry["filename"], entry["regions"]) for entry in content.values()]
+        entries = [
+            (str(entry["filename"]), _listed(entry["regions"])) for entry in content.values()
+        ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{source}: not VIA's annotations ({error})") from error
     findings = Findings()
     shapes: dict[Path, Reader] = {}
     labels: set[str] = set()
-    for name, regions in entries:
-        regions = list(regions.values()) if isinstance(regions, dict) else regions
+    for place, (name, regions) in enumerate(entries, 1):
         found = []
         for number, region in enumerate(regions, 1):
             where = f"{name}, region {number}"
@@ -59,10 +61,16 @@ def read_via(source: Path, images: Path, attribute: str | None, only_class: str 
                 continue
             labels.add(label)
             found.append(Shape(label, [polygon], where=where))
-        shapes[images / name] = at_any_size(found)
+        read = at_size(found, None, name, findings)
+        add_image(shapes, images / name, read, f"{source}, number {place}", findings)
     split = build_split("all", images, shapes, sorted(labels), findings)
     raise_findings(source, findings)
     return [split]
+
+
+def _listed(regions: Any) -> list[Any]:
+    """VIA 1 numbers the regions in an object, VIA 2 lists them."""
+    return list(regions.values() if isinstance(regions, dict) else regions)
 
 
 def _label(attributes: dict[str, Any], attribute: str | None, only_class: str | None) -> str:

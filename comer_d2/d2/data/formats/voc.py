@@ -1,21 +1,22 @@
 """Pascal VOC: an .xml of boxes for every image."""
 
-import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..findings import Findings
-from ..images import IMAGE_ENDINGS
 from .split import (
     FormatError,
     Reader,
     Shape,
     Split,
-    at_any_size,
+    at_size,
     build_split,
+    copy_image,
+    images_by_stem,
     natural,
     raise_findings,
+    read_lines,
 )
 
 
@@ -40,19 +41,15 @@ def read_voc(source: Path) -> list[Split]:
     if not files:
         raise FormatError(f"{folder}: no .xml files: it should be a folder of Pascal VOC's")
     findings = Findings()
-    objects = {
-        file.relative_to(folder).with_suffix("").as_posix(): _read_xml(file, findings)
-        for file in files
-    }
-    pictures = {
-        p.relative_to(images).with_suffix("").as_posix(): p
-        for p in sorted(images.rglob("*"))
-        if p.suffix.lower() in IMAGE_ENDINGS
-    }
+    objects, sizes = {}, {}
+    for file in files:
+        stem = file.relative_to(folder).with_suffix("").as_posix()
+        objects[stem], sizes[stem] = _read_xml(file, findings)
+    pictures = images_by_stem(images, objects, findings)
     findings.extend("files without an image of their name", sorted(set(objects) - set(pictures)))
     class_names = sorted({shape.label for shapes in objects.values() for shape in shapes})
     sets = {
-        path.stem: [line.split()[0] for line in path.read_text("utf-8").splitlines() if line.strip()]
+        path.stem: [line.split()[0] for line in read_lines(path, findings) if line.strip()]
         for path in sorted((source / "ImageSets" / "Main").glob("*.txt"))
         if "_" not in path.stem  # aeroplane_train.txt: which images show one
     }  # fmt: skip
@@ -62,7 +59,7 @@ def read_voc(source: Path) -> list[Split]:
         unknown = [stem for stem in members if stem not in objects]
         findings.extend(f"images of ImageSets/Main/{name}.txt without an .xml", unknown)
         shapes: dict[Path, Reader] = {
-            pictures[stem]: at_any_size(objects[stem])
+            pictures[stem]: at_size(objects[stem], sizes[stem], f"{stem}.xml", findings)
             for stem in members
             if stem in objects and stem in pictures
         }
@@ -75,12 +72,15 @@ def read_voc(source: Path) -> list[Split]:
     return splits
 
 
-def _read_xml(path: Path, findings: Findings) -> list[Shape]:
+def _read_xml(path: Path, findings: Findings) -> tuple[list[Shape], tuple[int, int] | None]:
+    """The objects, and the image's width and height where they are given."""
     try:
         root = ET.parse(path).getroot()
     except (ET.ParseError, OSError) as error:
         findings.add("files that are no XML", f"{path} ({error})")
-        return []
+        return [], None
+    sides = [root.findtext(f"size/{key}", "").strip() for key in ("width", "height")]
+    size = (int(sides[0]), int(sides[1])) if all(map(str.isdecimal, sides)) else (0, 0)
     shapes = []
     for number, item in enumerate(root.iter("object"), 1):
         where = f"{path}, object {number}"
@@ -99,7 +99,7 @@ def _read_xml(path: Path, findings: Findings) -> list[Shape]:
         extra = {"difficult": 1} if item.findtext("difficult", "0").strip() == "1" else {}
         box = [x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1]
         shapes.append(Shape(label, box=box, where=where, extra=extra))
-    return shapes
+    return shapes, size if all(size) else None  # some tools write 0
 
 
 def write_voc(splits: Sequence[Split], output: Path, *, boxes: bool) -> list[str]:
@@ -127,14 +127,12 @@ def write_voc(splits: Sequence[Split], output: Path, *, boxes: bool) -> list[str
         names = {c["id"]: c["name"] for c in split.content["categories"]}
         stems = []
         for image, objects in split.objects():
-            path = output / "JPEGImages" / image["file_name"]
             stem = Path(image["file_name"]).with_suffix("").as_posix()
             xml = output / "Annotations" / f"{stem}.xml"
             if xml.exists():
                 raise FormatError(f"{image['file_name']}: two images of this name, which VOC cannot tell apart")  # fmt: skip
-            for folder in (path.parent, xml.parent):
-                folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(split.images / image["file_name"], path)
+            copy_image(split, image, output / "JPEGImages")
+            xml.parent.mkdir(parents=True, exist_ok=True)
             root = ET.Element("annotation")
             ET.SubElement(root, "filename").text = image["file_name"]
             size = ET.SubElement(root, "size")

@@ -1,6 +1,6 @@
 """YOLO: data.yaml, and a .txt of normalised boxes or polygons for every image."""
 
-import shutil
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,16 @@ import yaml
 
 from ..findings import Findings
 from ..images import IMAGE_ENDINGS
-from .split import FormatError, Reader, Shape, Split, build_split, raise_findings
+from .split import (
+    FormatError,
+    Reader,
+    Shape,
+    Split,
+    build_split,
+    copy_image,
+    raise_findings,
+    read_lines,
+)
 
 SPLITS = ("train", "val", "test")
 
@@ -36,24 +45,28 @@ def read_yolo(source: Path) -> list[Split]:
         raise FormatError(f"{path}: no `names`: it should be a YOLO data.yaml, with train, val and names")  # fmt: skip
     if "kpt_shape" in described:
         raise FormatError(f"{path}: keypoints (kpt_shape), which no model here is trained on")
-    names = described["names"]
-    if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
-            raise FormatError(f"{path}: names has the numbers {sorted(names)}: they count from 0")
-        names = [names[i] for i in range(len(names))]
-    class_names = [str(name) for name in names]
+    class_names = _class_names(path, described["names"])
     findings, splits = Findings(), []
+    used: set[Path] = set()
     for split in SPLITS:
         given = described.get(split)
         if not given:
             continue
-        files = _images(path, described, given if isinstance(given, list) else [given], findings)
+        entries = given if isinstance(given, list) else [given]
+        if not all(isinstance(entry, str) for entry in entries):
+            raise FormatError(f"{path}: {split}: {given!r}: a folder, a .txt list of files, or several of them")  # fmt: skip
+        files = _images(path, described, entries, findings)
         if not files:
             continue
+        if len({file.is_absolute() for file in files}) > 1:
+            files = [file.absolute() for file in files]
         shapes: dict[Path, Reader] = {}
         missing = 0
-        for file in files:
-            label = _label_file(file)
+        labels = {file: _label_file(file) for file in files}
+        used |= set(labels.values())
+        counts = Counter(label for label in labels.values() if label.is_file())
+        findings.extend("images whose names differ in the ending alone have one .txt", (str(label) for label, count in counts.items() if count > 1))  # fmt: skip
+        for file, label in labels.items():
             missing += not label.is_file()
             shapes[file] = partial(_read_labels, label, class_names, findings)
         folder = files[0].parent if len({f.parent for f in files}) == 1 else _common(files)
@@ -62,7 +75,25 @@ def read_yolo(source: Path) -> list[Split]:
     if not splits and not findings:
         findings.add("names no images: train and val are folders, or .txt lists of files")
     raise_findings(path, findings)
+    folders = {label.parent for label in used if "labels" in label.parts}
+    strays = sorted({stray for folder in folders for stray in folder.glob("*.txt")} - used)
+    if strays:
+        splits[-1].notes.append(f"{len(strays)} .txt of no image of data.yaml's are left out: {strays[0]}")  # fmt: skip
     return splits
+
+
+def _class_names(path: Path, names: Any) -> list[str]:
+    if isinstance(names, dict):
+        if set(names) != set(range(len(names))):
+            raise FormatError(f"{path}: names has the numbers {', '.join(map(str, names))}: they count from 0")  # fmt: skip
+        names = [names[i] for i in range(len(names))]
+    if not isinstance(names, list):
+        raise FormatError(f"{path}: names: {names!r}: a list of the classes' names")
+    # YAML's yes, no, on, off and null are no texts.
+    wrong = [n for n in names if isinstance(n, bool) or not isinstance(n, (str, int, float))]
+    if wrong:
+        raise FormatError(f"{path}: names: {wrong[0]!r} is no text: put the name in quotation marks")  # fmt: skip
+    return [str(name) for name in names]
 
 
 def _common(files: Sequence[Path]) -> Path:
@@ -86,9 +117,10 @@ def _images(
             findings.add("folders or lists that are not there", str(tried[0]))
         elif found.is_dir():
             inside = (p for p in found.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
-            files += sorted(inside)
+            files += (images := sorted(inside))
+            findings.extend("folders without an image", [] if images else [str(found)])
         else:
-            lines = [line.strip() for line in found.read_text(encoding="utf-8").splitlines()]
+            lines = [line.strip() for line in read_lines(found, findings)]
             files += [found.parent / line for line in lines if line]
     return files
 
@@ -109,7 +141,7 @@ def _read_labels(
     if not path.is_file():
         return []
     shapes = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path, findings), 1):
         where = f"{path}:{number}"
         if not line.strip():
             continue
@@ -162,9 +194,7 @@ def write_yolo(splits: Sequence[Split], output: Path, *, boxes: bool) -> list[st
                     continue
                 line = _line(annotation, image, split, boxes, findings)
                 lines.append(line)
-            target = output / "images" / split.name / image["file_name"]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(split.images / image["file_name"], target)
+            copy_image(split, image, output / "images" / split.name)
             label = (output / "labels" / split.name / image["file_name"]).with_suffix(".txt")
             label.parent.mkdir(parents=True, exist_ok=True)
             if label.exists():
