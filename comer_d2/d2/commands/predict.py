@@ -4,6 +4,7 @@ import argparse
 import csv
 import glob
 import json
+import math
 import os
 import re
 import sys
@@ -296,6 +297,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 def predict(args: argparse.Namespace) -> int:
     """Predict what a command line names; see `main`."""
+    if args.seconds is not None and not 0 < args.seconds < math.inf:
+        raise UserError(f"--seconds {args.seconds:g}: has to be more than 0")
     streams = [name for name in args.images if is_stream(name)]
     files = [name for name in args.images if not is_stream(name)]
     places = find_images(files, args.output) if files else {}

@@ -46,6 +46,8 @@ def show(args: argparse.Namespace) -> None:
     """Draw what a command line names."""
     if args.count < 1 or args.columns < 1:
         raise UserError("--count and --columns must be at least 1")
+    if args.random is not None and args.random < 0:
+        raise UserError(f"--random {args.random}: a number from 0")
     picture_kind(args.output)
     cfg = config_of(args)
     resolve_dataset(cfg)

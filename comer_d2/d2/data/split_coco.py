@@ -43,6 +43,8 @@ def split_coco(
         ) from error
     if not 0 < share < 1:
         raise UserError(f"--val {share:g}: a share of the images between 0 and 1")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed}: from 0 to {2**32 - 1}")
     pictures = content["images"]
     groups = _groups(pictures, images, group)
     total = Counter(a["category_id"] for a in content["annotations"])

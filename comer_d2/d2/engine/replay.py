@@ -22,7 +22,7 @@ from .run import build_model
 from .step_record import gradient_norms
 from .trainer import Trainer
 
-KEYS = {
+KEYS: dict[str, type | tuple[type, ...]] = {
     "reason": str,
     "iteration": int,
     "losses": dict,

@@ -23,7 +23,7 @@ from ..predictor import HUB_WEIGHTS, Predictor, load
 
 TASK_TAGS = {"instance": "object-detection", "semantic": "image-segmentation", "panoptic": "image-segmentation"}  # fmt: skip
 # Of the HTTP client that this version of the package has: no connection is one, and no HfHubHTTPError.
-CLIENT_ERRORS = huggingface_hub.errors.HfHubHTTPError.__bases__
+CLIENT_ERRORS: tuple[type[Exception], ...] = huggingface_hub.errors.HfHubHTTPError.__bases__
 PROBE_SIDE = 96  # of the image that the written folder is compared on
 CARD = """\
 # {title}

@@ -41,6 +41,19 @@ def test_a_port_out_of_range(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--port 99999" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "no_run", "film.mp4", "--seconds", "-1"),
+        ("predict", "no_run", "film.mp4", "--seconds", "nan"),
+        ("data", "show", "--config-file", "no.py", "--random", "-1"),
+    ],
+)
+def test_numbers_out_of_range(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    assert main(arguments) == 2
+    assert f"{arguments[-2]} {arguments[-1]}: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("results", [[1], {"bbox": 5}, {"bbox": {"AP": "high"}}])
 def test_report_on_a_damaged_evaluation(tmp_path: Path, results: Any) -> None:
     (tmp_path / "evaluation.json").write_text(json.dumps({"results": results}))

@@ -115,13 +115,15 @@ def test_wrong_labelme(tmp_path: Path, refuses) -> None:
     ("entries", "word"),
     [
         ([("1.jpg", []), ("1.jpg", [])], "an image that has others already"),
-        ([("/1.jpg", [])], "there is no such file"),
+        ([("/1.jpg", [])], "images outside of"),
         ([("1.jpg", None)], "not VIA's annotations"),
     ],
 )
 def test_wrong_via(tmp_path: Path, refuses, entries: list, word: str) -> None:
     photo(tmp_path / "photos/1.jpg")
-    content = {str(i): {"filename": n, "regions": r} for i, (n, r) in enumerate(entries)}
+    photo(tmp_path / "1.jpg")
+    names = [f"{tmp_path}{name}" if name.startswith("/") else name for name, _ in entries]
+    content = {n: {"filename": names[n], "regions": r} for n, (_, r) in enumerate(entries)}
     (tmp_path / "via.json").write_text(json.dumps(content))
     refuses("via.json", "via", word, more=("--images", str(tmp_path / "photos")))
 
@@ -186,7 +188,7 @@ def test_copies_stay_in_their_folder(tmp_path: Path, refuses, target: str, outsi
     assert made == set()
 
 
-def test_an_output_that_is_a_file_and_a_wrong_group_are_told(
+def test_an_output_that_is_a_file_and_wrong_options_of_split_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     yolo(tmp_path, YOLO)
@@ -195,6 +197,10 @@ def test_an_output_that_is_a_file_and_a_wrong_group_are_told(
     photo(tmp_path / "photos/1.jpg")
     (tmp_path / "all.json").write_text(json.dumps(COCO))
     argv = ["data", "split", str(tmp_path / "all.json"), str(tmp_path / "parts"), "--images", str(tmp_path / "photos")]  # fmt: skip
-    for group, word in (("(", "no regular expression"), ("(x)?1", "does not fit '1.jpg'")):
-        assert main([*argv, "--group", group]) == 2
+    for option, value, word in (
+        ("--group", "(", "no regular expression"),
+        ("--group", "(x)?1", "does not fit '1.jpg'"),
+        ("--seed", "-1", "--seed -1: "),
+    ):
+        assert main([*argv, option, value]) == 2
         assert word in capsys.readouterr().err
