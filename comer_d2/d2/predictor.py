@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from comer_d2.layers.narrow import narrow_weights
 
+from .data.augmentation import apply_augmentations
 from .data.custom import resolve_dataset
 from .engine.checkpoint import load_checkpoint
 from .engine.checks import class_counts
@@ -189,25 +190,25 @@ class Predictor:
         for image in images:
             try:
                 rgb = as_rgb(image)
+                name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
+                tensor = self.prepare(rgb, name)
             except UserError as error:
                 if on_error is None:
                     raise
                 on_error(image, error)
                 continue
-            tensor = self.prepare(rgb)
             if batch and (len(batch) == batch_size or tensor.shape != batch[0][2].shape):
                 yield from self._predict(batch, thresholds)
                 batch = []
-            name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
             batch.append((rgb, name, tensor))
         if batch:
             yield from self._predict(batch, thresholds)
 
-    def prepare(self, rgb: np.ndarray) -> torch.Tensor:
+    def prepare(self, rgb: np.ndarray, name: str | None = None) -> torch.Tensor:
         """(h, w, 3) uint8 RGB -> (3, H, W) as the model takes it: resized as the test data."""
         image = rgb[:, :, ::-1] if self.image_format == "BGR" else rgb
         prepared = T.AugInput(np.ascontiguousarray(image))
-        self.augmentation(prepared)
+        apply_augmentations(self.augmentation, prepared, name or "the image")
         return torch.as_tensor(np.ascontiguousarray(prepared.image.transpose(2, 0, 1)))
 
     @torch.no_grad()

@@ -344,3 +344,17 @@ def test_class_names_of_public_data(config: str, count: int, first: str) -> None
     assert (len(names), names[0].split(",")[0]) == (count, first)
     cfg.dataloader.test.dataset.names = "unknown"
     assert class_names_of(cfg) == [str(i) for i in range(count)]
+
+
+def test_a_thin_image_does_not_end_the_batch(
+    predictor: Predictor, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resize = T.AugmentationList([T.ResizeShortestEdge(48, max_size=96)])
+    monkeypatch.setattr(predictor, "augmentation", resize)
+    thin = np.zeros((2, 3000, 3), np.uint8)
+    with pytest.raises(UserError, match="an image of 3000 x 2 pixels cannot be resized"):
+        predictor(thin)
+    left_out: list = []
+    results = predictor.stream([thin, photo], on_error=lambda image, error: left_out.append(error))
+    assert [result.file_name for result in results] == [str(photo)]
+    assert len(left_out) == 1

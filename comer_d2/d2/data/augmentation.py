@@ -4,10 +4,36 @@ import detectron2.data.transforms as T
 
 from ..errors import UserError
 from .color import RandomColor
+from .images import BadImage
 
 # Smallest and largest scale before the crop, 1 being the size of the test images.
 SCALES = {"none": None, "flip": None, "standard": (0.75, 1.5), "strong": (0.5, 2.0)}
 LONGEST = 4  # times the short edge; images of any common shape are far below
+
+
+def apply_augmentations(
+    augmentations: T.AugmentationList, prepared: T.AugInput, name: str
+) -> T.Transform:
+    """Augment an image in place.
+
+    Args:
+        augmentations: what is done.
+        prepared: the image, (h, w, 3) uint8, and what belongs to it.
+        name: of the image, for errors.
+
+    Returns:
+        What was done.
+
+    Raises:
+        BadImage: it cannot be done, such as with 3000 x 2 pixels made 1000 long: nothing is left of 2.
+    """
+    height, width = prepared.image.shape[:2]
+    try:
+        return augmentations(prepared)
+    except ValueError as error:
+        raise BadImage(
+            f"{name}: an image of {width} x {height} pixels cannot be resized or cropped as asked ({error})"
+        ) from error
 
 
 def objects(image_size: int, augment: str = "none") -> list[T.Augmentation]:

@@ -48,7 +48,11 @@ def check_dataset(cfg: DictConfig) -> CheckedDataset | None:
     if "dataset" not in cfg:
         return None
     check_settings(cfg.dataset)
-    return kind_of_config(cfg).check(cfg)
+    checked = kind_of_config(cfg).check(cfg)
+    odd = [name for name in checked.values["class_names"] if "${" in name]
+    if odd:  # config.yaml would hold them, and read another value
+        raise DatasetError(f"dataset {cfg.dataset.name!r}: class name {odd[0]!r}: ${{ is a reference in configs; rename the class")  # fmt: skip
+    return checked
 
 
 def register_dataset(cfg: DictConfig, checked: CheckedDataset | None) -> None:

@@ -1,6 +1,7 @@
 """Reading image files: one rule for what is refused, and cheap ways to know that a file is damaged."""
 
 import os
+import stat
 import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,7 @@ def read_image(path: str | os.PathLike, image_format: str = "RGB") -> np.ndarray
         BadImage: naming the file, if it is missing, damaged, no image, or has more than 8 bits.
     """
     try:
+        _check_kind(path)
         with Image.open(path) as image:
             _check_mode(image, path)
             upright = ImageOps.exif_transpose(image)
@@ -66,6 +68,7 @@ def check_image(path: str | os.PathLike) -> tuple[int, int]:
         BadImage: as `read_image` would; a file whose pixels are damaged in the middle is not found.
     """
     try:
+        _check_kind(path)
         with Image.open(path) as image:
             _check_mode(image, path)
             width, height = image.size
@@ -132,6 +135,11 @@ def _lies_on_its_side(image: Image.Image) -> bool:
     if image.format == "PNG" and "exif" not in image.info:
         return False  # getexif() would decode the file to look behind its pixels
     return image.getexif().get(ORIENTATION, 1) >= 5
+
+
+def _check_kind(path: str | os.PathLike) -> None:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise BadImage(f"{os.fspath(path)}: no file, but a folder, a pipe or a device")
 
 
 def _check_mode(image: Image.Image, path: str | os.PathLike) -> None:

@@ -11,6 +11,7 @@ from detectron2.data import DatasetMapper, detection_utils
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 
 from ..errors import UserError
+from .augmentation import apply_augmentations
 from .images import read_image
 from .panoptic_png import id_to_rgb, rgb_to_id
 from .semantic_labels import SemanticLabels, read_segments
@@ -37,7 +38,7 @@ class InstanceMapper(DatasetMapper):
         """
         output, image = _read(record, self.image_format)
         prepared = T.AugInput(image)
-        transforms = self.augmentations(prepared)
+        transforms = apply_augmentations(self.augmentations, prepared, record["file_name"])
         output["image"] = _to_tensor(prepared.image)
         if self.is_train:
             output["annotations"] = copy.deepcopy(record["annotations"])  # changed in place
@@ -100,7 +101,7 @@ class SemanticMapper:
             labels = self._labels(record)
             _check_size(image, labels, record.get("sem_seg_file_name"), record)
         prepared = T.AugInput(image, sem_seg=labels)
-        self.augmentations(prepared)
+        apply_augmentations(self.augmentations, prepared, record["file_name"])
         output["image"] = _to_tensor(prepared.image)
         if self.is_train:
             output["sem_seg"] = torch.as_tensor(prepared.sem_seg.astype(np.int64))
@@ -147,7 +148,7 @@ class PanopticMapper:
             ids = read_segments(record)
             _check_size(image, ids, record["pan_seg_file_name"], record)
         prepared = T.AugInput(image)
-        transforms = self.augmentations(prepared)
+        transforms = apply_augmentations(self.augmentations, prepared, record["file_name"])
         output["image"] = _to_tensor(prepared.image)
         if self.is_train:
             # As colours: transforms work on images of bytes.

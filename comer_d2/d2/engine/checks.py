@@ -173,7 +173,8 @@ def build(cfg: DictConfig, key: str) -> Any:
     except (FileNotFoundError, ValueError, AssertionError, ImportError) as e:
         raise UserError(f"{key}: {e} ({_TRACEBACK_HINT})") from e
     except TypeError as e:
-        if "argument" not in str(e):  # a wrong name or count of arguments is the config's fault
+        # A wrong name or count of arguments, and null for a number, are the config's fault.
+        if "argument" not in str(e) and "NoneType" not in str(e):
             raise
         raise UserError(f"{key}: {e} ({_TRACEBACK_HINT})") from e
 

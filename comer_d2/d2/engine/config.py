@@ -168,6 +168,17 @@ def _check_train(train: DictConfig) -> None:
             continue
         if not isinstance(value, int) or value < 1:
             raise UserError(f"train.{key}={value!r} must be a whole number of at least 1")
+    if not isinstance(train.output_dir, str) or not train.output_dir:
+        raise UserError(f"train.output_dir={train.output_dir!r} must be the path of a folder")
+    if not isinstance(train.eval_period, int) or train.eval_period < 0:
+        raise UserError(
+            f"train.eval_period={train.eval_period!r} must be a whole number; 0: at the end alone"
+        )
+    seed = train.seed
+    if not isinstance(seed, int) or seed >= 2**31:  # NumPy takes 32 bits; ranks are added
+        raise UserError(
+            f"train.seed={seed!r} must be a whole number below 2**31; below 0: a new one each time"
+        )
     norm = train.clip_grad.max_norm
     if norm is not None and not norm > 0:
         raise UserError(f"train.clip_grad.max_norm={norm!r} must be positive, or null for none")

@@ -51,7 +51,9 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 def text_override(key: str, text: str) -> str:
     """An override that sets a key to this text, also where it looks like a number or a list: ``12``, ``a,b``."""
-    escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text)
+    escaped = re.sub(
+        r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text.replace("${", "\\${")
+    )
     return f'{key}="{escaped}"'
 
 

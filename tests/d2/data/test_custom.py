@@ -277,3 +277,14 @@ def test_name_of_a_known_dataset_is_refused(folder: Path) -> None:
 def test_settings_of_another_kind(folder: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         resolve_dataset(_config(folder, **change))
+
+
+def test_class_names_that_configs_would_resolve(folder: Path) -> None:
+    content = _coco()
+    content["categories"][0]["name"] = "${train.output_dir}"
+    for split in ("train", "val"):
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    with pytest.raises(
+        DatasetError, match=r"class name '\$\{train.output_dir\}': .*rename the class"
+    ):
+        resolve_dataset(_config(folder))

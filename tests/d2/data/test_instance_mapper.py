@@ -1,5 +1,6 @@
 """Instances for a model, images without any among them."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from PIL import Image
 
-from comer_d2.d2.data.images import BadImage
+from comer_d2.d2.data.images import BadImage, check_image, read_image
 from comer_d2.d2.data.mappers import InstanceMapper
 from comer_d2.d2.errors import UserError
 
@@ -66,3 +67,17 @@ def test_what_is_wrong_names_the_file(record: dict[str, Any]) -> None:
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(BadImage, match=r"a\.png: the image cannot be read"):
         mapper()(record)
+
+
+def test_an_image_of_which_nothing_is_left_is_named(record: dict[str, Any]) -> None:
+    Image.new("RGB", (3000, 2)).save(record["file_name"])
+    resize = [T.ResizeShortestEdge(48, max_size=96)]
+    with pytest.raises(BadImage, match=r"a\.png: an image of 3000 x 2 pixels cannot be resized"):
+        mapper(augmentations=resize)({**record, "width": 3000, "height": 2, "annotations": []})
+
+
+@pytest.mark.parametrize("read", [check_image, read_image])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, read: Any) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(BadImage, match=r"a\.png: no file, but a folder, a pipe or a device"):
+        read(tmp_path / "a.png")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from comer_d2.d2.engine.checks import build
 from comer_d2.d2.engine.config import load_config
 from comer_d2.d2.errors import UserError
 
@@ -25,6 +27,10 @@ CONFIG = Path(__file__).parents[3] / "configs/COCO/mask_rcnn_comer_s_1x.py"
         ("train.compile=backbone", "train.compile='backbone': use blocks, model, or null for none"),
         ("train.compile=true", "train.compile=True: use blocks, model, or null for none"),
         ("train.max_iter=true", "'train.max_iter' holds a number"),
+        ("train.seed=10000000000", "train.seed=10000000000 must be a whole number below 2**31"),
+        ("train.output_dir=null", "train.output_dir=None must be the path of a folder"),
+        ("train.eval_period=-3", "train.eval_period=-3 must be a whole number; 0: at the end"),
+        ("train.seed=null", "train.seed=None must be a whole number below 2**31"),
     ],
 )
 def test_what_a_run_could_not_use_is_refused_by_key(override: str, message: str) -> None:
@@ -43,3 +49,9 @@ def test_bad_images_of_public_data_may_be_skipped_by_a_plain_key(leaf: str) -> N
     change = ["dataloader.train.on_bad_image=skip", "dataloader.train.max_bad_images=0.2"]
     cfg = load_config(str(CONFIG.parents[1] / f"{leaf}.py"), change)
     assert (cfg.dataloader.train.on_bad_image, cfg.dataloader.train.max_bad_images) == ("skip", 0.2)
+
+
+def test_null_for_a_number_is_told_by_its_node() -> None:
+    cfg = OmegaConf.create({"optimizer": {"_target_": "torch.optim.SGD", "params": [], "lr": None}})
+    with pytest.raises(UserError, match=r"optimizer: .*NoneType"):
+        build(cfg, "optimizer")

@@ -129,7 +129,7 @@ def test_a_value_of_the_same_kind_may_have_another_form(cfg: DictConfig, overrid
 
 
 @pytest.mark.parametrize(
-    "text", ["12", "a,b", "[a]", "null", "a=b c", 'a"b', "C:\\runs\\", 'x\\"y']
+    "text", ["12", "a,b", "[a]", "null", "${y}", "a=b c", 'a"b', "C:\\runs\\", 'x\\"y']
 )
 def test_text_override_keeps_a_text_as_it_is(cfg: DictConfig, text: str) -> None:
     apply_overrides(cfg, [text_override("train.output_dir", text)])
