@@ -189,6 +189,15 @@ def test_a_finished_run_that_is_resumed_is_evaluated(whole_run: Path, tmp_path: 
     assert losses(output) == losses(whole_run)
 
 
+def test_a_run_that_is_resumed_has_not_gone_beyond_its_length(
+    whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "output"
+    shutil.copytree(whole_run, output)
+    assert run("--resume", f"train.output_dir={output}", "train.max_iter=1") == 2
+    assert "train.max_iter=1, but " in capfd.readouterr().err
+
+
 def test_mixed_precision_clipping_and_accumulation_train_a_detector(
     tiny_coco: Path, tmp_path: Path
 ) -> None:

@@ -211,6 +211,11 @@ def train(
         start = 0
         if last:
             start = resume(trainer, folder, last, evaluation.average)
+            if start > cfg.train.max_iter:
+                raise UserError(
+                    f"train.max_iter={cfg.train.max_iter}, but {last} was written after {start} iterations: "
+                    "give at least as many, or start anew in another folder"
+                )
             checkpoints.last_written = last
             logger.info("Going on after %d iterations, from %s", start, last)
         elif cfg.train.init_checkpoint:
