@@ -9,6 +9,7 @@ again. The table is printed, and written as table.md beside the runs.
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,9 +55,14 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
+def folder_of(row: str, seed: int) -> str:
+    """A name that an override on the command line can hold."""
+    return "_".join([*re.findall(r"[A-Za-z0-9.]+", row), str(seed)])
+
+
 def run(args: argparse.Namespace, row: str, seed: int) -> float:
     """Train and evaluate one row; returns its mIoU."""
-    output = args.output / f"{row.replace(', ', '_').replace(' ', '_')}_{seed}"
+    output = args.output / folder_of(row, seed)
     if not (output / "model_final.pth").exists():
         pretrained, changes = ROWS[row]
         command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(CONFIG)]
