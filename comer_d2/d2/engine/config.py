@@ -18,6 +18,9 @@ SECTIONS = ("dataloader", "model", "train", "optimizer", "lr_multiplier")
 
 # For configs written for Detectron2's own script; configs/common/train.py explains each.
 TRAIN_DEFAULTS = {
+    "output_dir": "./output",
+    "eval_period": 5000,
+    "report": True,
     "epochs": None,
     "lr_batch_size": None,
     "amp": {"enabled": False, "dtype": "bfloat16"},
