@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import op
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import HookBase
 from PIL import Image
@@ -69,6 +70,9 @@ def steps(config: str, device: str, count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         cfg.train.output_dir = folder
         write_images(Path(folder), side=640 if device == "cuda" else 64)
+        for catalog in (DatasetCatalog, MetadataCatalog):  # of the part before, in one process
+            if NAME in catalog:
+                catalog.remove(NAME)
         register_coco_instances(NAME, {}, f"{folder}/instances.json", folder)
         loader = build(cfg, "dataloader.train")
         trainer, *_ = build_trainer(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import comer_d2
 from comer_d2.d2.modeling.backbone import PlainViT, ViTCoMer
 from comer_d2.d2.modeling.simple_feature_pyramid import SimpleFeaturePyramid
+from comer_d2.layers.norm import LayerNorm
 from tests.networks import make_network
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
@@ -53,7 +54,7 @@ def test_parameters_and_keys_are_the_networks() -> None:
 
 def test_any_norm_of_detectron2_by_its_name() -> None:
     norms = {type(m) for m in tiny(norm="FrozenBN").modules() if "Norm" in type(m).__name__}
-    assert norms == {FrozenBatchNorm2d, nn.LayerNorm}
+    assert norms == {FrozenBatchNorm2d, LayerNorm}
     with pytest.raises(ValueError, match="norm 'Batch' is none that Detectron2 knows"):
         tiny(norm="Batch")
 
