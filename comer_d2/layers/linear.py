@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.registry import is_autocast
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear``; in float32 on a CPU, a 1x1 convolution with the same result.
@@ -23,11 +25,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., O), of the type of ``x``, or under autocast of its.
     """
-    if (
-        weight.dtype == torch.bfloat16
-        and x.dtype == torch.float32
-        and not torch.is_autocast_enabled(x.device.type)
-    ):
+    if weight.dtype == torch.bfloat16 and x.dtype == torch.float32 and not is_autocast(x):
         return F.linear(x.bfloat16(), weight, bias).float()
     if not by_convolution(x, weight):
         return F.linear(x, weight, bias)

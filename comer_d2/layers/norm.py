@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.registry import is_autocast
+
 
 class LayerNorm(nn.LayerNorm):
     """``torch.nn.LayerNorm`` that reads and writes autocast's type; the same arguments and parameters.
@@ -16,7 +18,7 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C), in autocast's type where autocast is on."""
         device = x.device.type
-        if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        if x.dtype == torch.float64 or not is_autocast(x):
             return super().forward(x)
         dtype = torch.get_autocast_dtype(device)
         weight: Tensor | None = self.weight

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops.registry import without_autocast
+
 
 def sine_encoding(x: Tensor, dim: int, temperature: float) -> Tensor:
     """Sines and cosines of numbers at several frequencies.
@@ -86,7 +88,7 @@ def resize_bicubic(grid: Tensor, height: int, width: int) -> Tensor:
         bicubic_weights(old, new, grid.device, dtype)
         for old, new in zip(grid.shape[1:3], (height, width), strict=True)
     )
-    with torch.autocast(grid.device.type, enabled=False):
+    with without_autocast(grid):
         # (B, height, H * C), then (B, height, width, C)
         resized = (rows @ grid.to(dtype).flatten(2)).unflatten(2, (-1, grid.shape[3]))
         return (columns @ resized).to(grid.dtype)

@@ -1,8 +1,9 @@
 """Resizing of feature maps."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..ops.registry import without_autocast
 
 
 def resize_bilinear(x: Tensor, like: Tensor) -> Tensor:
@@ -10,5 +11,5 @@ def resize_bilinear(x: Tensor, like: Tensor) -> Tensor:
     if x.shape[-2:] == like.shape[-2:]:
         return x
     # In the map's own type, which autocast would widen on a CPU: the weights are float32 anyway.
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)

@@ -7,6 +7,7 @@ these functions: the same names where no library is loaded, derivatives, and cle
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -75,6 +76,12 @@ def is_autocast(tensor: Tensor) -> bool:
     """Whether autocast is going to change the arguments of a call with this tensor."""
     # PyTorch refuses the question for tensors without memory.
     return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager:
+    """A context in which autocast leaves what is on this tensor's device alone."""
+    # PyTorch has none for tensors without memory.
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def register_autograd(name: str, backward: Callable, save: Callable, reference: str) -> None:
