@@ -9,6 +9,7 @@ from ...heads.dino.collaborative import Candidates, CollaborativeGenerator
 from ...heads.dino.criterion import DINOCriterion, of_layers
 from ...heads.dino.decoder import DINODecoder
 from ...heads.dino.head import DINOOutputs
+from ...ops.registry import without_autocast
 
 
 class CollaborativeHeads(nn.Module):
@@ -100,9 +101,11 @@ class CollaborativeHeads(nn.Module):
             for found in instances
         ]
         maps = outputs.canvas.levels.maps(outputs.memory)
-        # Contiguous: on a view of few cells, PyTorch's bfloat16 convolution on a CPU has now and then given
-        # weight gradients that were not numbers.
-        maps = [*maps, self.coarser(maps[-1].contiguous())]
+        # In the weights' type: on so few cells, PyTorch's bfloat16 convolution on a CPU gives weight gradients that are
+        # not numbers, now and then.
+        with without_autocast(maps[-1]):
+            coarser = self.coarser(maps[-1].to(self.coarser[0].weight.dtype).contiguous())
+        maps = [*maps, coarser.to(maps[-1].dtype)]
         roi_candidates, losses = self.faster_rcnn(images, maps, instances)
         atss_candidates, atss_losses = self.dense(images, maps, instances)
         losses = {name: loss * self.weight for name, loss in (losses | atss_losses).items()}
