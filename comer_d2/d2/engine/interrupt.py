@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import time
 from types import FrameType
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from detectron2.utils import comm
 
 # torchrun passes a terminal's Ctrl-C on to processes that already had it from the terminal.
 _SAME_SIGNAL_SECONDS = 2.0
@@ -45,7 +44,9 @@ class InterruptFlag:
             raise KeyboardInterrupt
         if not self.signum:
             self.signum, self._since = signum, now
-            logger.warning(
-                "%s: finishing this step, then writing a checkpoint; once more stops at once",
-                signal.Signals(signum).name,
-            )
+            if comm.is_main_process():
+                # Not by logging, nor print: the signal may have come in the middle of a line of theirs,
+                # and their buffers cannot be entered twice.
+                name = signal.Signals(signum).name
+                text = f"{name}: finishing this step, then writing a checkpoint; once more stops at once"
+                os.write(2, f"{text}\n".encode())
