@@ -67,6 +67,11 @@ class EoMT(nn.Module):
         )
         self.upscale = nn.Sequential(*(Upscale(dim) for _ in range(UPSCALES)))
 
+    @property
+    def num_queries(self) -> int:
+        """Objects that can be found in an image."""
+        return self.query.num_embeddings
+
     def forward(self, image: Tensor) -> dict[str, object]:
         """Image -> classes and masks of the queries.
 
@@ -102,7 +107,7 @@ class EoMT(nn.Module):
     def predict(self, x: Tensor, height: int, width: int) -> dict[str, Tensor]:
         """Tokens (B, Q + P + height*width, D) -> classes (B, Q, K + 1) and masks, logits."""
         x = self.norm(x)
-        query = x[:, : self.query.num_embeddings]
+        query = x[:, : self.num_queries]
         feature = self.upscale(tokens_to_map(x[:, -height * width :], height, width))
         masks = torch.einsum("bqc,bchw->bqhw", self.mask_embed(query), feature)
         return {"pred_logits": self.class_embed(query), "pred_masks": masks}

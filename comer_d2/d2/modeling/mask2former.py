@@ -26,7 +26,7 @@ class Mask2Former(nn.Module):
     Args:
         backbone: gives ``res2`` to ``res5``, or what the head reads.
         sem_seg_head: feature maps -> ``pred_logits`` (B, Q, K + 1), ``pred_masks`` (B, Q, H/4, W/4)
-            and ``aux_outputs``.
+            and ``aux_outputs``; the identity if these are what the backbone gives, as EoMT does.
         criterion: (outputs, targets) -> weighted losses; targets are `labels` (n,) and `masks`
             (n, H, W) of every image.
         pixel_mean: per channel.
@@ -84,6 +84,12 @@ class Mask2Former(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
+    @property
+    def num_queries(self) -> int:
+        """Objects that can be found in an image, by whichever part has the queries."""
+        predicts_itself = isinstance(self.sem_seg_head, nn.Identity)
+        return (self.backbone if predicts_itself else self.sem_seg_head).num_queries
+
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Images and targets -> losses in training; images -> segmentations otherwise.
 
@@ -110,7 +116,7 @@ class Mask2Former(nn.Module):
     def loss_scales(self, batches: list[list[dict[str, Any]]]) -> list[dict[str, float]]:
         """For gradient accumulation: see :meth:`SetCriterion.accumulation_scales`."""
         counts = [[self._num_objects(record) for record in batch] for batch in batches]
-        return self.criterion.accumulation_scales(counts, self.sem_seg_head.num_queries)
+        return self.criterion.accumulation_scales(counts, self.num_queries)
 
     def _num_objects(self, record: dict[str, Any]) -> int:
         if "instances" in record:

@@ -1,5 +1,6 @@
 """The meta-architecture: what it hands to head and criterion, and what it gives back."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor, nn
 
 from comer_d2.d2.engine.trainer import Trainer
+from comer_d2.d2.modeling.eomt import EoMTBackbone
 from comer_d2.d2.modeling.mask2former import Mask2Former
 from comer_d2.d2.modeling.semantic_tta import SemanticViews
 from comer_d2.heads.criterion import SetCriterion
 from comer_d2.heads.matcher import HungarianMatcher
+from comer_d2.network import ViT
 
 NUM_CLASSES, NUM_QUERIES = 3, 5
 
@@ -174,14 +177,25 @@ def same_for_every_mask(shape: tuple[int, ...], device: torch.device | None = No
     return torch.rand(1, *shape[1:], generator=generator).expand(shape)
 
 
-def gradients(batches: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
+def eomt() -> dict[str, nn.Module]:
+    """A backbone that predicts by itself, and the head that it then has."""
+    vit = ViT(embed_dim=16, depth=2, num_heads=2, window_block_indexes=(), pretrain_img_size=64)
+    backbone = EoMTBackbone(
+        vit, num_classes=NUM_CLASSES, num_queries=NUM_QUERIES, num_blocks=1, max_iter=10
+    )
+    return {"backbone": backbone, "sem_seg_head": nn.Identity()}
+
+
+def gradients(
+    batches: list[list[dict[str, Any]]], parts: Callable[[], dict[str, nn.Module]] = dict
+) -> dict[str, Tensor]:
     """Of one update by the Trainer."""
     torch.manual_seed(0)
     matcher = HungarianMatcher(num_points=64, rand=same_for_every_mask)
     criterion = SetCriterion(
         num_classes=NUM_CLASSES, matcher=matcher, num_points=64, rand=same_for_every_mask
     )
-    model = build(criterion=criterion)
+    model = build(criterion=criterion, **parts())
     trainer = Trainer(
         model,
         batches,
@@ -194,10 +208,16 @@ def gradients(batches: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "counts"), [("instances", (1, 3, 5)), ("instances", (0, 7)), ("sem_seg", (1, 3, 0))]
+    ("kind", "counts", "parts"),
+    [
+        ("instances", (1, 3, 5), dict),
+        ("instances", (0, 7), dict),
+        ("sem_seg", (1, 3, 0), dict),
+        ("instances", (1, 7), eomt),
+    ],
 )
 def test_accumulated_batches_of_unequal_counts_equal_one_large_batch(
-    kind: str, counts: tuple[int, ...]
+    kind: str, counts: tuple[int, ...], parts: Callable[[], dict[str, nn.Module]]
 ) -> None:
     """The losses are divided by the number of objects in a batch (7: more than queries)."""
     records = []
@@ -210,6 +230,6 @@ def test_accumulated_batches_of_unequal_counts_equal_one_large_batch(
             labels[4 * row : 4 * row + 4] = row
         targets = {"instances": found, "sem_seg": labels}
         records.append({"image": image(32, 32), kind: targets[kind]})
-    accumulated = gradients([[record] for record in records])
-    for name, gradient in gradients([records]).items():
+    accumulated = gradients([[record] for record in records], parts)
+    for name, gradient in gradients([records], parts).items():
         torch.testing.assert_close(accumulated[name], gradient, msg=name)
