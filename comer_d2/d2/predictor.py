@@ -20,7 +20,7 @@ from comer_d2.layers.narrow import narrow_weights
 from .data.augmentation import apply_augmentations
 from .data.custom import resolve_dataset
 from .engine.checkpoint import load_checkpoint
-from .engine.checks import class_counts
+from .engine.checks import model_class_counts
 from .engine.config import load_config, settle_device
 from .errors import UserError
 from .image_input import ImageLike, as_rgb
@@ -418,7 +418,7 @@ def class_names_of(cfg: DictConfig) -> list[str]:
         known = metadata.get("thing_classes")
     if known:
         return list(known)
-    counts = dict(class_counts(cfg.model.get("sem_seg_head", cfg.model), "model"))
+    counts = dict(model_class_counts(cfg.model))
     if not counts:
         raise UserError(
             "neither the test dataset nor the model's config says how many classes it has"

@@ -335,6 +335,7 @@ def test_supervision_gets_the_same_objects(
         ("COCO/mask_rcnn_comer_t_1x.py", 80, "person"),
         ("COCO/dino_comer_s_12ep.py", 80, "person"),
         ("COCO/panoptic/mask2former_comer_s.py", 133, "person"),
+        ("COCO/panoptic/eomt_s.py", 133, "person"),
         ("ADE20K/semantic/upernet_comer_t.py", 150, "wall"),
     ],
 )

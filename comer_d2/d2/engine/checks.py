@@ -189,15 +189,13 @@ def check_classes(cfg: DictConfig, split: str) -> None:
     if not names:
         return
     metadata = MetadataCatalog.get(names[0])
-    counts = list(class_counts(cfg.model, "model"))
     classes = metadata.get("thing_classes")
-    if "roi_heads" not in cfg.model and "sem_seg_head" in cfg.model:
-        # One head for all classes; data with label maps or segments list them as stuff_classes.
-        counts = list(class_counts(cfg.model.sem_seg_head, "model.sem_seg_head"))
+    if _has_one_head(cfg.model):
+        # Data with label maps or segments list all their classes as stuff_classes.
         classes = metadata.get("stuff_classes") or classes
     if not classes:
         return
-    for key, value in counts:
+    for key, value in model_class_counts(cfg.model):
         if value != len(classes):
             raise UserError(
                 f"data set '{names[0]}' has {len(classes)} classes, but {key} is {value}: "
@@ -231,6 +229,27 @@ def check_batch_norm(cfg: DictConfig, model: nn.Module) -> None:
                     "images a process (SyncBN: in all processes), or "
                     "model.sem_seg_head.norm_layer.norm=GN; train.accumulation_steps does not help"
                 )
+
+
+def model_class_counts(model: DictConfig) -> list[tuple[str, int]]:
+    """Every ``num_classes`` that is written out in a model and has to be that of the data.
+
+    Args:
+        model: the config's node.
+
+    Returns:
+        Full name and value.
+    """
+    if not _has_one_head(model):
+        return list(class_counts(model, "model"))
+    of_head = list(class_counts(model.sem_seg_head, "model.sem_seg_head"))
+    # EoMT's predictions are the backbone's.
+    return of_head or list(class_counts(model.backbone, "model.backbone"))
+
+
+def _has_one_head(model: DictConfig) -> bool:
+    """Whether one head predicts all classes, those of pixels and of segments."""
+    return "roi_heads" not in model and "sem_seg_head" in model
 
 
 def class_counts(node: Any, prefix: str) -> Iterator[tuple[str, int]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from comer_d2.d2.engine.checks import build
+from comer_d2.d2.engine.checks import build, check_classes
 from comer_d2.d2.engine.config import load_config
 from comer_d2.d2.errors import UserError
 
@@ -55,3 +55,20 @@ def test_null_for_a_number_is_told_by_its_node() -> None:
     cfg = OmegaConf.create({"optimizer": {"_target_": "torch.optim.SGD", "params": [], "lr": None}})
     with pytest.raises(UserError, match=r"optimizer: .*NoneType"):
         build(cfg, "optimizer")
+
+
+@pytest.mark.parametrize(
+    ("leaf", "key", "classes"),
+    [
+        ("panoptic/mask2former_comer_s", "sem_seg_head.predictor", 133),
+        ("panoptic/eomt_s", "backbone", 133),
+        ("instance/eomt_s", "backbone", 80),
+        ("mask_rcnn_swin_t_1x", "roi_heads", 80),
+    ],
+)
+def test_classes_of_the_model_are_those_of_the_data(leaf: str, key: str, classes: int) -> None:
+    path, name = CONFIG.parent / f"{leaf}.py", f"model.{key}.num_classes"
+    check_classes(load_config(str(path), []), "train")
+    wrong = load_config(str(path), [f"{name}=7"])
+    with pytest.raises(UserError, match=f"has {classes} classes, but {name} is 7: set {name}"):
+        check_classes(wrong, "train")
