@@ -74,23 +74,20 @@ def _sample(
     Returns:
         (N, Q, M * D).
     """
-    batch, _, heads, head_dim = value.shape
+    batch, length, heads, _ = value.shape
     height, width = size
-    rows = value.transpose(1, 2).flatten(0, 1)  # (N * M, S, D)
-    x, y, weights = (t.transpose(1, 2).flatten(0, 1) for t in (*pixels, weights))  # (N * M, Q, P)
-    left, top = x.floor(), y.floor()
-    total = None
-    for right in (0, 1):
-        for below in (0, 1):
-            column, row = left + right, top + below
-            share = (1 - (x - column).abs()) * (1 - (y - row).abs())
-            # False for what is not finite, too.
-            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            place = torch.where(inside, row * width + column, 0.0).long() + start
-            share = torch.where(inside, share * weights, 0.0)
-            index = place.flatten(1).unsqueeze(-1).expand(-1, -1, head_dim)
-            corner = rows.gather(1, index).unflatten(1, x.shape[1:])
-            part = (corner * share.unsqueeze(-1)).sum(2)
-            total = part if total is None else total + part
-    assert total is not None
-    return total.unflatten(0, (batch, heads)).transpose(1, 2).flatten(2)
+    x, y = (at.unsqueeze(-1) for at in pixels)
+    column, row = (torch.cat([at.floor(), at.floor() + 1], -1) for at in (x, y))
+    across, down = 1 - (x - column).abs(), 1 - (y - row).abs()
+    column, across = column.unsqueeze(-2), across.unsqueeze(-2)
+    row, down = row.unsqueeze(-1), down.unsqueeze(-1)
+    # False for what is not finite, too.
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)  # (N, Q, M, P, 2, 2)
+    place = torch.where(inside, row * width + column, 0.0).long() + start
+    share = torch.where(inside, across * down * weights[..., None, None], 0.0)
+    # One gather of whole rows of (N * S * M, D): as a copy of memory, no element has an index of its own.
+    image, head = (torch.arange(n, device=value.device) for n in (batch, heads))
+    place = (image[:, None, None, None, None, None] * length + place) * heads
+    place = place + head[:, None, None, None]
+    corners = value.flatten(0, 2).index_select(0, place.flatten()).unflatten(0, place.shape)
+    return (share.flatten(3).unsqueeze(3) @ corners.flatten(3, 5)).flatten(2)
