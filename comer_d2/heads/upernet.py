@@ -30,6 +30,40 @@ class ConvNormReLU(nn.Sequential):
         self.relu = nn.ReLU(inplace=True)
 
 
+def _pool(x: Tensor, grid: int, branch: nn.Module) -> Tensor:
+    """(B, C, H, W) -> (B, C', H, W), a branch on means over a grid."""
+    return _resize(branch(F.adaptive_avg_pool2d(x, grid)), x)
+
+
+def _pool_symbolic(x: Tensor, grid: int, branch: nn.Module) -> Tensor:
+    """The same where H and W may be symbols, which nothing here compares with the grid."""
+    means = branch(grid_means(x, grid))
+    return F.interpolate(means, size=x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def grid_means(x: Tensor, grid: int) -> Tensor:
+    """`torch.nn.functional.adaptive_avg_pool2d` as two products of matrices.
+
+    Args:
+        x: (B, C, H, W).
+        grid: cells along each side.
+
+    Returns:
+        (B, C, grid, grid): cell i has the mean of rows floor(i H / grid) to ceil((i + 1) H / grid), and
+        of such columns.
+    """
+    down, across = (_cells(n, grid, x) for n in x.shape[-2:])
+    return down @ x @ across.T
+
+
+def _cells(length: int, grid: int, x: Tensor) -> Tensor:
+    """(grid, length), the share of every place in the mean of every cell."""
+    place = torch.arange(length, device=x.device)
+    cell = torch.arange(grid, device=x.device)[:, None]
+    inside = (place >= cell * length // grid) & (place < -(-(cell + 1) * length // grid))
+    return (inside / inside.sum(1, keepdim=True)).to(x.dtype)
+
+
 class PyramidPooling(nn.Module):
     """Means over grids of several sizes next to the map itself, fused.
 
@@ -54,9 +88,9 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, channels, H, W)."""
+        pool = _pool_symbolic if torch.compiler.is_exporting() else _pool
         pooled = [
-            _resize(branch(F.adaptive_avg_pool2d(x, grid)), x)
-            for branch, grid in zip(self.branches, self.grids, strict=True)
+            pool(x, grid, branch) for branch, grid in zip(self.branches, self.grids, strict=True)
         ]
         return self.fuse(torch.cat([x, *pooled], dim=1))
 
