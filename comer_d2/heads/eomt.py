@@ -91,7 +91,7 @@ class EoMT(nn.Module):
         first = len(self.vit.blocks) - self.num_blocks
         for block in self.vit.blocks[:first]:
             x = block(x, height, width, rope)
-        x = torch.cat([self.query.weight.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([self.query.weight.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
         before = []
         for i, block in enumerate(self.vit.blocks[first:]):
             allowed = None

@@ -373,7 +373,7 @@ class ViT(nn.Module):
             table = self.pos_embed[:, 1:] if self.pretrain_use_cls_token else self.pos_embed
             x = x + resize_position_table(table, *patches.shape[-2:])
         if self.prefix_tokens is not None:
-            x = torch.cat([self.prefix_tokens.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([self.prefix_tokens.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
         return self.norm_pre(x)
 
     def rope_of(self, height: int, width: int) -> Tensor | None:

@@ -13,16 +13,17 @@ from ..cli import run_tool
 from ..engine.checkpoint import read_checkpoint
 from ..errors import UserError
 from ..export.hub import write_hub_folder
-from ..export.program import export_program
+from ..export.program import WRITERS, check_target, export_program
 from ..image_input import as_rgb
 from ..predictor import Predictor, find_checkpoint
 from .model import add_model_arguments, model_of, validation_images
 
-FORMATS = ("onnx", "torch-export", "hub")
+FORMATS = (*WRITERS, "hub")
 IMAGES = 3  # that an exported program is compared on
 EXAMPLE = """\
 examples:
   comer-d2 export output/ model.onnx --format onnx
+  comer-d2 export output/ model.onnx --format onnx --fixed-size 512 512 --resize --batch dynamic
   comer-d2 export output/ model.pt2 --format torch-export --fixed-size 512 512
   comer-d2 export output/ shared/ --format hub --license apache-2.0      # then: comer-d2 push shared/ user/name"""
 
@@ -59,6 +60,18 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         metavar=("H", "W"),
         help="images of this size alone, instead of any",
     )
+    parser.add_argument(
+        "--resize",
+        action="store_true",
+        help="take photos of any size, and resize them to fit into --fixed-size inside the program",
+    )
+    parser.add_argument(
+        "--batch",
+        type=batch_size,
+        default=1,
+        metavar="N",
+        help="images at a time: a number, or dynamic (%(default)s)",
+    )
     parser.add_argument("--title", help="of the model card (the run's folder)")
     parser.add_argument(
         "--license",
@@ -70,20 +83,47 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 def export(args: argparse.Namespace) -> None:
     """Export what a command line names."""
-    model = model_of(args)
+    size = args.fixed_size and tuple(args.fixed_size)
+    if args.resize and not size:
+        raise UserError("--resize needs the size that photos are to fit into: --fixed-size H W")
+    if size and min(size) < 1:
+        raise UserError(f"--fixed-size {size[0]} {size[1]}: positive numbers of pixels")
     if args.format == "hub":
-        export_folder(args, model)
+        export_folder(args, model_of(args))
         return
+    check_target(args.output, args.format)  # before the model is read
+    if args.dtype != "float32" or args.flip or args.scales != [1.0]:
+        raise UserError(
+            "a program holds the model in float32 and sees every image once: leave --dtype, --scales and "
+            "--flip out"
+        )
+    if args.device not in (None, "cpu"):
+        raise UserError(f"--device {args.device}: programs are written and compared on the CPU")
+    args.device = "cpu"
+    model = model_of(args)
     files = args.images or validation_images(model, IMAGES)
-    images = [padded(model, as_rgb(file), args.fixed_size) for file in files]
-    if not images:
+    photos = [as_rgb(file) for file in files]
+    if not photos:
         print("The validation data are not here: compared on noise alone (--images names photos).")
-        images = [noise(model, args.fixed_size)]
-    if not args.fixed_size:  # of another shape than what is traced
+        photos = [np.random.default_rng(0).integers(0, 256, (256, 320, 3), np.uint8)]
+    if args.resize:
+        photos.append(
+            np.ascontiguousarray(photos[0].transpose(1, 0, 2)[: photos[0].shape[1] // 2 + 1])
+        )  # of another shape
+        images = [pixels_of(model, photo) for photo in photos]
+    else:
+        images = [padded(model, photo, size) for photo in photos]
+    if not size:  # of another shape than what is traced
         divisor = max(model.model.backbone.size_divisibility, 1)
         images.append(images[0][:, : max(divisor, images[0].shape[1] - divisor)].contiguous())
     written = export_program(
-        model.model, args.output, format=args.format, images=images, dynamic=not args.fixed_size
+        model.model,
+        args.output,
+        format=args.format,
+        images=images,
+        dynamic=not size,
+        batch=args.batch,
+        fit=size if args.resize else None,
     )
     size = written.path.stat().st_size / 2**20
     print("\n".join(written.lines))
@@ -132,11 +172,20 @@ def padded(model: Predictor, rgb: np.ndarray, size: Sequence[int] | None) -> tor
     return result
 
 
-def noise(model: Predictor, size: Sequence[int] | None) -> torch.Tensor:
-    """An image of noise, in the place of a photo."""
-    height, width = size or (256, 320)
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    return padded(model, pixels, size)
+def pixels_of(model: Predictor, rgb: np.ndarray) -> torch.Tensor:
+    """(h, w, 3) uint8 -> (3, h, w) float32, in the model's order of channels."""
+    image = rgb[:, :, ::-1] if model.image_format == "BGR" else rgb
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
+
+
+def batch_size(text: str) -> int | None:
+    """A number of images, from 1 on; "dynamic": None."""
+    if text == "dynamic":
+        return None
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a number from 1 on, or dynamic")
+    return number
 
 
 def metrics_of(checkpoint: Path) -> dict[str, dict[str, float | None]]:

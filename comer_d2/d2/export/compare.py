@@ -2,86 +2,99 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..errors import UserError
 
-COUNTED = 0.05  # detections below this score may come and go: they lie at the model's own limits
+# Detections below this score may come and go: they lie at the configs' lowest, 0.05, which rounding can
+# put them on either side of.
+COUNTED = 0.06
 SCORES = 1e-3  # largest difference of a score
 PIXELS = 0.1  # of a box's side
-RELATIVE = 1e-3  # of other tensors, to their largest value
-PIXELS_OTHER = 1e-3  # share of pixels that may have another class, or be in or out of a mask
+MASKS = 0.01  # of a mask's probabilities in the grid over its box
+RELATIVE = 1e-3  # of the scores of a map of classes, to the largest
+PIXELS_OTHER = 1e-3  # share of an image's pixels of another class, or in one's mask alone
 
 
-def difference(expected: Sequence[Tensor], found: Sequence[Tensor], size: tuple[int, int]) -> str:
-    """Compare one image's outputs.
+def difference(expected: Sequence[Tensor], found: Sequence[Tensor], what: str) -> str:
+    """Compare the outputs of a batch.
 
     Args:
         expected: the model's, a named tuple of `comer_d2.d2.export`.
         found: the other runtime's, in the same order.
-        size: of the image, for the text.
+        what: was compared, for the text.
 
     Returns:
         A line with the largest differences.
 
     Raises:
-        UserError: they are larger than rounding explains.
+        UserError: they are larger than rounding explains, or not finite.
     """
     names = expected._fields
     ours, theirs = dict(zip(names, expected, strict=True)), dict(zip(names, found, strict=True))
+    fault = f"the exported model computes something else than the model, at {what}: "
+    for name, x in theirs.items():
+        if x.shape != ours[name].shape:
+            raise UserError(f"{fault}{name} is {tuple(x.shape)}, not {tuple(ours[name].shape)}")
+        if not x.isfinite().all():
+            raise UserError(f"{fault}{name} is not finite")
     parts, wrong = [], False
-    if "boxes" in ours:
-        text, wrong = _boxes(ours, theirs)
+    if "scores" in ours:
+        kinds = ("boxes", "scores", "classes", "masks")
+        text, wrong = _found(
+            *({name: x for name, x in side.items() if name in kinds} for side in (ours, theirs))
+        )
         parts.append(text)
-    else:
-        for name, tensor in ours.items():
-            text, bad = _tensor(name, tensor, theirs[name])
-            parts.append(text)
-            wrong |= bad
-    line = f"{size[0]} x {size[1]}: {'; '.join(parts)}"
+    if "sem_seg" in ours:
+        text, bad = _label_maps(ours["sem_seg"], theirs["sem_seg"])
+        parts.append(text)
+        wrong |= bad
+    text = "; ".join(parts)
     if wrong:
-        raise UserError(f"the exported model computes something else than the model, at {line}")
-    return line
+        raise UserError(fault + text)
+    return f"{what}: {text}"
 
 
-def _boxes(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[str, bool]:
-    """Every detection of either side has its like on the other, in any order."""
-    far_scores = far_boxes = masks = 0.0
+def _found(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[str, bool]:
+    """Every detection of either side has its like on the other, in any order.
+
+    Boxes are compared in pixels and their grids of masks in values; masks without boxes by the share of
+    the image's pixels that is in one alone.
+    """
+    boxes = "boxes" in ours
+    limit = PIXELS if boxes else PIXELS_OTHER
+    far = far_scores = masks = 0.0
     count = lonely = 0
     for one, other in ((ours, theirs), (theirs, ours)):
-        for image in range(len(one["boxes"])):
-            for i in (one["scores"][image] >= COUNTED).nonzero()[:, 0].tolist():
-                count += 1
+        for image, i in (one["scores"] >= COUNTED).nonzero().tolist():
+            count += 1
+            same = other["classes"][image] == one["classes"][image, i]
+            gap = (other["scores"][image] - one["scores"][image, i]).abs()
+            if boxes:
                 distance = (other["boxes"][image] - one["boxes"][image, i]).abs().amax(1)
-                same = other["classes"][image] == one["classes"][image, i]
-                gap = (other["scores"][image] - one["scores"][image, i]).abs()
-                cost = distance + 1e3 * gap + 1e6 * ~same
-                j = int(cost.argmin())
-                if not same[j]:
-                    lonely += 1
-                    continue
-                far_boxes = max(far_boxes, float(distance[j]))
-                far_scores = max(far_scores, float(gap[j]))
-                if "masks" in one:
-                    masks = max(masks, float((one["masks"][image, i] - other["masks"][image, j]).abs().max()))  # fmt: skip
-    text = f"{count // 2} detections, boxes within {far_boxes:.1e} pixels, scores within {far_scores:.1e}"
-    if "masks" in ours:
+            else:
+                distance = (other["masks"][image] != one["masks"][image, i]).float().mean((1, 2))
+            j = int((distance / limit + gap / SCORES + 1e6 * ~same).argmin())
+            if not same[j]:
+                lonely += 1
+                continue
+            far = max(far, float(distance[j]))
+            far_scores = max(far_scores, float(gap[j]))
+            if boxes and "masks" in one:
+                difference = one["masks"][image, i] - other["masks"][image, j]
+                masks = max(masks, float(difference.abs().max()))
+    if not count:
+        return f"nothing scores {COUNTED} or more, which shows little", False
+    what = f"boxes within {far:.1e} pixels" if boxes else f"masks: {far:.1e} of the pixels differ"
+    text = f"{count // 2} detections, {what}, scores within {far_scores:.1e}"
+    if boxes and "masks" in ours:
         text += f", masks within {masks:.1e}"
-    wrong = lonely or far_boxes > PIXELS or far_scores > SCORES or masks > 0.01
+    wrong = lonely or far > limit or far_scores > SCORES or masks > MASKS
     return text + (f", {lonely} without their like" if lonely else ""), bool(wrong)
 
 
-def _tensor(name: str, ours: Tensor, theirs: Tensor) -> tuple[str, bool]:
-    if ours.shape != theirs.shape:
-        return f"{name} is {tuple(theirs.shape)}, not {tuple(ours.shape)}", True
-    if not ours.is_floating_point():
-        other = float((ours != theirs).float().mean())
-        return f"{name}: {other:.1e} differ", other > PIXELS_OTHER
-    scale = max(float(ours.abs().max()), 1e-12)
-    far = float((ours - theirs).abs().max()) / scale
-    text = f"{name} within {far:.1e} of the largest"
-    if name == "sem_seg":
-        other = float((ours.argmax(1) != theirs.argmax(1)).float().mean())
-        return f"{text}, {other:.1e} of the pixels of another class", other > PIXELS_OTHER
-    return text, far > RELATIVE or not torch.isfinite(theirs).all()
+def _label_maps(ours: Tensor, theirs: Tensor) -> tuple[str, bool]:
+    far = float((ours - theirs).abs().max()) / max(float(ours.abs().max()), 1e-12)
+    other = float((ours.argmax(1) != theirs.argmax(1)).float().mean())
+    text = f"sem_seg within {far:.1e} of the largest, {other:.1e} of the pixels of another class"
+    return text, far > RELATIVE or other > PIXELS_OTHER

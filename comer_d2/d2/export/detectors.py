@@ -15,26 +15,29 @@ class TraceableDense(nn.Module):
 
     Args:
         model: ATSS or GFL.
+        images: what is done to its images.
     """
 
-    def __init__(self, model: DenseDetector) -> None:
+    def __init__(self, model: DenseDetector, images: Images) -> None:
         super().__init__()
-        self.images = Images(model)
+        self.images = images
         self.model = model
 
     def forward(self, images: Tensor) -> Detections:
         """Pixels (B, 3, H, W) -> `max_detections_per_image` places for detections."""
         model = self.model
-        features = model.backbone(self.images(images))
+        prepared = self.images(images)
+        features = model.backbone(prepared.pixels)
         predictions = model.head([features[name] for name in model.head_in_features])
-        return detect(
+        found = detect(
             model.head.decode(predictions),
-            images.shape[-2:],
+            prepared.size,
             score_threshold=model.test_score_thresh,
             candidates_per_level=model.test_topk_candidates,
             nms_threshold=model.test_nms_thresh,
             max_detections=model.max_detections_per_image,
         )
+        return found._replace(boxes=prepared.boxes(found.boxes))
 
 
 class TraceableDINO(nn.Module):
@@ -42,27 +45,30 @@ class TraceableDINO(nn.Module):
 
     Args:
         model: without soft suppression.
+        images: what is done to its images.
 
     Raises:
         ValueError: soft suppression takes one box after the other, by scores that change.
     """
 
-    def __init__(self, model: DINO) -> None:
+    def __init__(self, model: DINO, images: Images) -> None:
         super().__init__()
         if model.soft_nms_threshold is not None:
             raise ValueError(
                 f"soft suppression does not export: set soft_nms_threshold=None in the model, got "
                 f"{model.soft_nms_threshold}, and call comer_d2.heads.soft_nms on what comes out"
             )
-        self.images = Images(model)
+        self.images = images
         self.backbone = model.backbone
         self.head = model.head
         self.max_detections_per_image = model.max_detections_per_image
 
     def forward(self, images: Tensor) -> Detections:
         """Pixels (B, 3, H, W) -> `max_detections_per_image` pairs of query and class, best first."""
-        padded, size = self.images(images), images.shape[-2:]
-        sizes = [size] * len(images) if self.images.square else None
-        outputs = self.head(self.backbone(padded), padded.shape[-2:], sizes)
+        prepared = self.images(images)
+        size = prepared.size
+        sizes = [size] if self.images.pads else None  # one for all: they are of one size
+        outputs = self.head(self.backbone(prepared.pixels), prepared.padded, sizes)
         (last,) = outputs.layers
-        return best_pairs(last, size, self.max_detections_per_image)
+        found = best_pairs(last, size, self.max_detections_per_image)
+        return found._replace(boxes=prepared.boxes(found.boxes))

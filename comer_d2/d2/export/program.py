@@ -21,10 +21,13 @@ from ...ops import portable_decompositions
 from ...weights.files import write_atomically
 from ..errors import UserError
 from .compare import difference
+from .images import Size
 from .traceable import traceable
 
 OPSET = 18
 LARGEST_SIDE = 4096  # pixels, of a program that takes images of any size
+LARGEST_PHOTO = 2**15  # of one that resizes them itself
+LARGEST_BATCH = 1024
 
 
 class Named(nn.Module):
@@ -67,64 +70,130 @@ def export_program(
     format: str,
     images: Sequence[Tensor],
     dynamic: bool,
+    batch: int | None = 1,
+    fit: Size | None = None,
 ) -> Exported:
     """Write a model as a program, and compare what the file computes with the model.
 
     Args:
         model: a Detectron2 model of this project, in evaluation mode, on the CPU.
         path: where to; what is there is replaced when the comparison succeeded.
-        format: "onnx" or "torch-export".
-        images: (3, H, W), pixels from 0 to 255, sides as the model takes them: the first is traced, and the
+        format: a key of `WRITERS`.
+        images: (3, H, W), pixels from 0 to 255, sides as the program takes them: the first is traced, and the
             file is compared on all.
         dynamic: whether the program takes images of any size; otherwise of the first one's alone.
+        batch: images at a time; None: any number.
+        fit: see `traceable`; photos of any size then.
 
     Returns:
         What was written.
 
     Raises:
-        UserError: this kind of model does not export, a package is missing, or the file computes something
-            else.
+        UserError: this kind of model does not export, or not so, a package is missing, or the file computes
+            something else.
     """
     try:
-        module = traceable(model)
+        module = traceable(model, fit)
     except ValueError as error:
         raise UserError(str(error)) from error
-    first = images[0][None].float()
-    with torch.no_grad(), _quiet():
-        fields = list(module(first)._fields)
-        program = torch.export.export(Named(module), (first,), dynamic_shapes=_shapes(module, first) if dynamic else None)  # fmt: skip
+    check_target(path, format)
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
     part = Path(name)
     try:
-        run, lines = WRITERS[format](program, part, fields)
-        for image in images:
-            with torch.no_grad():
-                expected = module(image[None].float())
+        first = several(images[0], 2 if batch is None else batch)
+        shapes = _shapes(module, free_sides=dynamic or fit is not None, free_batch=batch is None)
+        with torch.no_grad(), _quiet():
             try:
-                found = run(image[None].float())
-            except (
-                AssertionError
-            ) as error:  # a guard: torch.export takes a side of one cell for a shape of its own
-                raise UserError(
-                    f"the program that was traced at {tuple(first.shape[2:])} does not run at {tuple(image.shape[1:])} "
-                    f"({error}): UPerNet, and images whose coarsest map has one cell along a side, need --fixed-size"
-                ) from error
-            lines.append(difference(expected, found, tuple(image.shape[1:])))
+                fields = list(module(first)._fields)
+            except ValueError as error:  # the images' sides
+                raise UserError(str(error)) from error
+            with _told(f"{type(model).__name__} of {_text(first)} cannot be traced"):
+                program = torch.export.export(Named(module), (first,), dynamic_shapes=shapes)
+        run, lines = WRITERS[format].write(program, part, fields)
+        for given in _compared(images, batch):
+            with torch.no_grad():
+                expected = module(given)
+            with _told(
+                f"the program that was traced at {_text(first)} does not run at {_text(given)}"
+            ):
+                found = run(given)
+            lines.append(difference(expected, found, _text(given)))
         write_atomically(path, lambda temporary: os.replace(part, temporary))
     finally:
         part.unlink(missing_ok=True)
-    shape = "(1, 3, H, W)" if dynamic else str(tuple(first.shape))
-    return Exported(path, [f"images {shape} float32, pixels 0 to 255"], fields, lines)
-
-
-def _shapes(module: nn.Module, image: Tensor) -> tuple[dict[int, Any]]:
-    divisor = module.images.divisor
-    height, width = (
-        divisor * torch.export.Dim(name, min=1, max=LARGEST_SIDE // divisor)
-        for name in ("height", "width")
+    number = "N" if batch is None else batch
+    shape = "H, W" if shapes and (dynamic or fit) else ", ".join(map(str, first.shape[2:]))
+    return Exported(
+        path, [f"images ({number}, 3, {shape}) float32, pixels 0 to 255"], fields, lines
     )
-    return ({2: height, 3: width},)
+
+
+def check_target(path: Path, format: str) -> None:
+    """Before anything is computed: whether a file of a format can be written under a name.
+
+    Args:
+        path: of the file.
+        format: a key of `WRITERS`.
+
+    Raises:
+        UserError: it cannot, or a package or a compiler is missing.
+    """
+    writer = WRITERS[format]
+    if path.suffix != writer.ending:
+        raise UserError(f"{path}: name a file of --format {format} with {writer.ending} at the end")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file")
+    writer.check()
+
+
+def several(image: Tensor, number: int) -> Tensor:
+    """A batch of unlike images of one size: an image (3, H, W), moved to the side ever further."""
+    width = image.shape[2]
+    return torch.stack([image.float().roll(i * width // number, 2) for i in range(number)])
+
+
+def _compared(images: Sequence[Tensor], batch: int | None) -> Iterator[Tensor]:
+    if batch is None:  # traced with two
+        yield several(images[0], 3)
+    for image in images:
+        yield several(image, batch or 1)
+
+
+def _text(images: Tensor) -> str:
+    batch, _, height, width = images.shape
+    return f"{height} x {width}" if batch == 1 else f"{batch} images of {height} x {width}"
+
+
+def _shapes(
+    module: nn.Module, *, free_sides: bool, free_batch: bool
+) -> tuple[dict[int, Any]] | None:
+    free: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)} if free_batch else {}  # fmt: skip
+    if free_sides:
+        photos = module.images.fit is not None
+        step, most = (1, LARGEST_PHOTO) if photos else (module.images.divisor, LARGEST_SIDE)
+        for side, name in ((2, "height"), (3, "width")):
+            dim = torch.export.Dim(name, min=1, max=most // step)
+            free[side] = step * dim if step > 1 else dim
+    return (free,) if free else None
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Tell in one line what a compiler or a runtime, whose errors are of many kinds, gave up on."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        first = next(
+            (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
+        raise UserError(
+            f"{what} ({first}): --fixed-size and --batch 1 ask for less, and images whose coarsest map has one "
+            "cell along a side are a shape of their own"
+        ) from error
 
 
 Run = Callable[[Tensor], list[Tensor]]
@@ -157,20 +226,29 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _write_onnx(program: Any, path: Path, names: list[str]) -> tuple[Run, list[str]]:
+def _check_onnx() -> None:
     try:
         import onnx
         import onnxruntime
 
-        from .onnx_nms import translations
+        from . import onnx_nms
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install 'comer_d2[export]'") from error
+    del onnx, onnxruntime, onnx_nms
+
+
+def _write_onnx(program: Any, path: Path, names: list[str]) -> tuple[Run, list[str]]:
+    import onnx
+    import onnxruntime
+
+    from .onnx_nms import translations
+
     table = torch.export.default_decompositions() | portable_decompositions()
     # Detectron2's anchors call it without saying how; PyTorch's own decomposition wants to be told.
     table[torch.ops.aten.meshgrid.default] = lambda tensors: torch.ops.aten.meshgrid.indexing(tensors, indexing="ij")  # fmt: skip
-    with torch.no_grad():
+    with torch.no_grad(), _told("the program cannot be put into elementary operations"):
         program = program.run_decompositions(table)
-    with _quiet():
+    with _quiet(), _told("torch.onnx cannot translate the program"):
         written = torch.onnx.export(
             program,
             dynamo=True,
@@ -180,7 +258,7 @@ def _write_onnx(program: Any, path: Path, names: list[str]) -> tuple[Run, list[s
             custom_translation_table=translations(),
             verbose=False,
         )
-    written.save(path, external_data=False)
+        written.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
 
@@ -196,7 +274,52 @@ def _write_onnx(program: Any, path: Path, names: list[str]) -> tuple[Run, list[s
     return run, [f"opset {OPSET}; operators: {used}"]
 
 
-WRITERS: dict[str, Callable[[Any, Path, list[str]], tuple[Run, list[str]]]] = {
-    "onnx": _write_onnx,
-    "torch-export": _write_torch,
+def _check_compiler() -> None:
+    from torch._inductor import cpp_builder
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except RuntimeError as error:
+        raise UserError(
+            "--format aoti needs a C++ compiler, and there is none: install g++, or name one in the "
+            "environment variable CXX"
+        ) from error
+
+
+def _write_aoti(program: Any, path: Path, names: list[str]) -> tuple[Run, list[str]]:
+    from torch._inductor import aoti_compile_and_package, aoti_load_package, cpp_builder
+
+    with torch.no_grad(), _quiet(), _told("AOTInductor cannot compile the program"):
+        aoti_compile_and_package(program, package_path=str(path))
+    again = aoti_load_package(str(path))
+    compiler = cpp_builder.get_cpp_compiler()
+
+    def run(images: Tensor) -> list[Tensor]:
+        return list(again(images).values())
+
+    return run, [
+        f"compiled by {compiler} for this kind of processor; runs where comer_d2 is installed: "
+        "`import comer_d2.ops`, then torch._inductor.aoti_load_package"
+    ]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A format.
+
+    Args:
+        ending: of its files.
+        check: raises a UserError where something it needs is missing.
+        write: program, path, names of the outputs -> what runs the file, and what to say about it.
+    """
+
+    ending: str
+    check: Callable[[], None]
+    write: Callable[[Any, Path, list[str]], tuple[Run, list[str]]]
+
+
+WRITERS = {
+    "onnx": Writer(".onnx", _check_onnx, _write_onnx),
+    "torch-export": Writer(".pt2", lambda: None, _write_torch),
+    "aoti": Writer(".pt2", _check_compiler, _write_aoti),
 }

@@ -42,12 +42,13 @@ class TraceableRCNN(nn.Module):
 
     Args:
         model: with an RPN and Detectron2's standard or cascaded heads, with or without masks.
+        images: what is done to its images.
 
     Raises:
         ValueError: a part is another one, or the number of detections is not limited.
     """
 
-    def __init__(self, model: GeneralizedRCNN) -> None:
+    def __init__(self, model: GeneralizedRCNN, images: Images) -> None:
         super().__init__()
         rpn, heads = model.proposal_generator, model.roi_heads
         if not isinstance(rpn, RPN) or not isinstance(heads, StandardROIHeads):
@@ -57,7 +58,7 @@ class TraceableRCNN(nn.Module):
             )
         if heads.keypoint_on:
             raise ValueError("keypoints do not export")
-        self.images = Images(model)
+        self.images = images
         self.backbone = model.backbone
         self.rpn = rpn
         self.roi_heads = heads
@@ -75,12 +76,14 @@ class TraceableRCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Detections | DetectionsWithMasks:
         """Pixels (B, 3, H, W) -> `test_topk_per_image` places for detections."""
-        size = images.shape[-2:]
-        features = self.backbone(self.images(images))
+        prepared = self.images(images)
+        size = prepared.size
+        features = self.backbone(prepared.pixels)
         found = self.detect(features, *self.propose(features, size), size)
+        given = found._replace(boxes=prepared.boxes(found.boxes))
         if not self.roi_heads.mask_on:
-            return found
-        return DetectionsWithMasks(*found, self.masks(features, found))
+            return given
+        return DetectionsWithMasks(*given, self.masks(features, found))
 
     def propose(self, features: Mapping[str, Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Boxes of the proposals, (B, R, 4), and which of these places have one, (B, R) bool."""

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..modeling.mask2former import Mask2Former
-from ..modeling.mask_inference import Frame, semantic_scores
+from ..modeling.mask_inference import MASKS_AT_A_TIME
 from ..modeling.semantic_segmentor import SemanticSegmentor
-from .images import Images
+from .images import Images, Prepared, Size
 
 
 class Scores(NamedTuple):
@@ -49,23 +49,24 @@ class TraceableSegmentor(nn.Module):
 
     Args:
         model: without views.
+        images: what is done to its images.
 
     Raises:
         ValueError: the model predicts from several views.
     """
 
-    def __init__(self, model: SemanticSegmentor) -> None:
+    def __init__(self, model: SemanticSegmentor, images: Images) -> None:
         super().__init__()
         _check_views(model)
-        self.images = Images(model)
+        self.images = images
         self.backbone = model.backbone
         self.head = model.sem_seg_head
 
     def forward(self, images: Tensor) -> Scores:
         """Pixels (B, 3, H, W) -> logits."""
-        logits, _ = self.head(self.backbone(self.images(images)), None)
-        height, width = images.shape[-2:]
-        return Scores(logits[..., :height, :width])
+        prepared = self.images(images)
+        logits, _ = self.head(self.backbone(prepared.pixels), None)
+        return Scores(cut_out(logits, prepared))
 
 
 class TraceableMask2Former(nn.Module):
@@ -76,15 +77,16 @@ class TraceableMask2Former(nn.Module):
 
     Args:
         model: without views.
+        images: what is done to its images.
 
     Raises:
         ValueError: the model predicts from several views.
     """
 
-    def __init__(self, model: Mask2Former) -> None:
+    def __init__(self, model: Mask2Former, images: Images) -> None:
         super().__init__()
         _check_views(model)
-        self.images = Images(model)
+        self.images = images
         self.backbone = model.backbone
         self.head = model.sem_seg_head
         panoptic = "panoptic" in model.tasks
@@ -95,28 +97,24 @@ class TraceableMask2Former(nn.Module):
 
     def forward(self, images: Tensor) -> Scores | Masks | ScoresAndMasks:
         """Pixels (B, 3, H, W) -> what the tasks ask for."""
-        padded = self.images(images)
-        outputs = self.head(self.backbone(padded))
-        logits, masks = outputs["pred_logits"], outputs["pred_masks"]
-        size, full = tuple(images.shape[-2:]), tuple(padded.shape[-2:])
+        prepared = self.images(images)
+        outputs = self.head(self.backbone(prepared.pixels))
+        logits, masks = outputs["pred_logits"].float(), outputs["pred_masks"].float()
         if not self.instance:
-            return Scores(_scores(logits, masks, Frame(full, size, size)))
-        found = self._instances(logits, masks, full, size)
+            return Scores(semantic_scores(logits, masks, prepared))
+        found = self._instances(logits, masks, prepared)
         if not self.semantic:
             return found
-        return ScoresAndMasks(_scores(logits, masks, Frame(full, size, size)), *found)
+        return ScoresAndMasks(semantic_scores(logits, masks, prepared), *found)
 
-    def _instances(
-        self, logits: Tensor, masks: Tensor, full: tuple[int, int], size: tuple[int, int]
-    ) -> Masks:
+    def _instances(self, logits: Tensor, masks: Tensor, prepared: Prepared) -> Masks:
         num_classes = logits.shape[-1] - 1
-        probabilities = logits.float().softmax(dim=-1)[..., :-1]
+        probabilities = logits.softmax(dim=-1)[..., :-1]
         number = min(self.max_instances, probabilities[0].numel())
         scores, pairs = probabilities.flatten(1).topk(number)
         queries, classes = pairs // num_classes, pairs % num_classes
-        own = masks.float().gather(1, queries[..., None, None].expand(-1, -1, *masks.shape[-2:]))
-        enlarged = nn.functional.interpolate(own, size=full, mode="bilinear", align_corners=False)
-        enlarged = enlarged[..., : size[0], : size[1]]
+        own = masks.gather(1, queries[..., None, None].expand(-1, -1, *masks.shape[-2:]))
+        enlarged = cut_out(resized(own, prepared.padded), prepared)
         inside = enlarged > 0
         area = inside.flatten(2).sum(2)
         quality = (enlarged.sigmoid() * inside).flatten(2).sum(2) / area.clamp(min=1)
@@ -126,8 +124,36 @@ class TraceableMask2Former(nn.Module):
         return Masks(scores * quality, classes, inside)
 
 
-def _scores(logits: Tensor, masks: Tensor, frame: Frame) -> Tensor:
-    return torch.stack([semantic_scores(*image, frame) for image in zip(logits, masks)])
+def semantic_scores(logits: Tensor, masks: Tensor, prepared: Prepared) -> Tensor:
+    """`comer_d2.d2.modeling.mask_inference.semantic_scores` of a batch.
+
+    Args:
+        logits: (B, Q, K + 1), the last of no object.
+        masks: (B, Q, h, w) mask logits.
+        prepared: the images.
+
+    Returns:
+        (B, K, *prepared.given).
+    """
+    probabilities = logits.softmax(dim=-1)[..., :-1]
+    some = zip(*(t.split(MASKS_AT_A_TIME, 1) for t in (probabilities, masks)), strict=True)
+    scores = sum(
+        torch.einsum("bqk,bqhw->bkhw", own, resized(part, prepared.padded).sigmoid())
+        for own, part in some
+    )
+    return cut_out(scores, prepared)
+
+
+def cut_out(maps: Tensor, prepared: Prepared) -> Tensor:
+    """Maps of the padded images, (B, C, *prepared.padded) -> of the images as they came in."""
+    height, width = prepared.size
+    maps = maps[..., :height, :width]
+    return maps if prepared.size is prepared.given else resized(maps, prepared.given)
+
+
+def resized(maps: Tensor, size: Size) -> Tensor:
+    """(B, C, h, w) -> (B, C, *size), bilinear."""
+    return nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def _check_views(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ from ..modeling.dino import DINO
 from ..modeling.mask2former import Mask2Former
 from ..modeling.semantic_segmentor import SemanticSegmentor
 from .detectors import TraceableDense, TraceableDINO
+from .images import Images, Size
 from .rcnn import TraceableRCNN
 from .segmenters import TraceableMask2Former, TraceableSegmentor
 
@@ -21,7 +22,7 @@ KINDS: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def traceable(model: nn.Module) -> nn.Module:
+def traceable(model: nn.Module, fit: Size | None = None) -> nn.Module:
     """A model's inference as a module of tensors, for `torch.export.export` and what stands on it.
 
     Its input is a batch of images of one size, (B, 3, H, W), pixels from 0 to 255 in the model's
@@ -36,6 +37,8 @@ def traceable(model: nn.Module) -> nn.Module:
 
     Args:
         model: in evaluation mode.
+        fit: (H, W) that images of any size are resized to fit into; boxes, masks and maps are in the
+            images' own pixels all the same. None: images come resized.
 
     Returns:
         A module that shares the model's parameters.
@@ -47,7 +50,7 @@ def traceable(model: nn.Module) -> nn.Module:
         raise ValueError("a model is exported in evaluation mode: call model.eval() first")
     for kind, exported in KINDS.items():
         if isinstance(model, kind):
-            return exported(model).eval()
+            return exported(model, Images(model, fit)).eval()
     raise ValueError(
         f"{type(model).__name__} cannot be exported; "
         f"{', '.join(kind.__name__ for kind in KINDS)} can"

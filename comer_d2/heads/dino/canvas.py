@@ -49,9 +49,13 @@ class Canvas:
             image_sizes: (h, w) of every image in pixels; None: all are as large as the batch.
             device: of the tokens.
         """
-        if image_sizes is None or all(tuple(size) == tuple(padded_size) for size in image_sizes):
-            return cls(levels, None, device)
         height, width = padded_size
+        # In torch.export sizes may be symbols: whether they are the padded ones is not to be decided.
+        if image_sizes is None or (
+            not torch.compiler.is_exporting()
+            and all(tuple(size) == (height, width) for size in image_sizes)
+        ):
+            return cls(levels, None, device)
         # Rounded up: a token belongs to the image if the first pixel of its cell does.
         valid = [
             [

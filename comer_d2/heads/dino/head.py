@@ -108,7 +108,7 @@ class DINOHead(nn.Module):
         memory = self.encoder(x, canvas)
         proposals = self.proposals(memory, canvas, self.num_queries)
         boxes = proposals.boxes.detach()
-        contents = self.query_embed.weight[: boxes.shape[1]].expand(len(x), -1, -1)
+        contents = self.query_embed.weight[: boxes.shape[1]].expand(x.shape[0], -1, -1)
         if targets is None:
             layers = self.decoder(contents, boxes, memory, canvas)
             return DINOOutputs(layers, proposals, [], None, memory, canvas)

@@ -51,7 +51,7 @@ class ProposalHead(nn.Module):
         best = best.topk(min(num_queries, logits.shape[1]), dim=1).indices[..., None]
         # Where nothing is proposed, the box's logits are infinite, and the box is (1, 1, 1, 1).
         at = torch.logit(proposals).masked_fill(~usable[..., None], torch.inf)
-        at = at.expand(len(x), -1, -1).gather(1, best.expand(-1, -1, 4))
+        at = at.expand(x.shape[0], -1, -1).gather(1, best.expand(-1, -1, 4))
         x = x.gather(1, best.expand(-1, -1, x.shape[-1]))
         boxes = (self.bbox_embed(x).float() + at).sigmoid()
         return Prediction(logits.gather(1, best.expand(-1, -1, logits.shape[-1])), boxes)

@@ -1,5 +1,6 @@
 """Exported files: what another runtime computes is what the model computes, at other sizes, too."""
 
+import sys
 from pathlib import Path
 
 import onnx
@@ -12,7 +13,7 @@ from torch import nn
 from comer_d2.__main__ import main
 from comer_d2.d2.errors import UserError
 from comer_d2.d2.export import compare
-from comer_d2.d2.export.program import export_program
+from comer_d2.d2.export.program import Writer, check_target, export_program
 from tests.d2.export.test_traceable import build
 from tests.d2.runs import ROOT
 from tests.d2.untrained import write_digits, write_run
@@ -56,7 +57,7 @@ def test_a_saved_program_runs_at_other_sizes(tmp_path: Path) -> None:
     model = build("atss")
     path = tmp_path / "model.pt2"
     with pytest.raises(
-        UserError, match=r"traced at \(96, 128\) does not run at \(160, 192\).*--fixed-size"
+        UserError, match=r"traced at 96 x 128 does not run at 160 x 192 .*--fixed-size"
     ):
         export_program(
             model,
@@ -65,17 +66,83 @@ def test_a_saved_program_runs_at_other_sizes(tmp_path: Path) -> None:
             images=[*photos(1), *photos(1, 160, 192)],
             dynamic=True,
         )
-    export_program(model, path, format="torch-export", images=photos(1, 160, 192), dynamic=True)
+    exported = export_program(model, path, format="torch-export", images=photos(1, 160, 192), dynamic=True, batch=None)  # fmt: skip
+    assert exported.inputs == ["images (N, 3, H, W) float32, pixels 0 to 255"]
+    assert [line.split(":")[0] for line in exported.lines[1:]] == ["3 images of 160 x 192", "160 x 192"]  # fmt: skip
     program = torch.export.load(path).module()
-    (image,) = photos(1, 192, 160)
-    height, width = image.shape[1:]
+    images = photos(4, 192, 160)
     with torch.no_grad():
-        found = program(image[None])
-        (expected,) = model([{"image": image, "height": height, "width": width}])
-    count = len(expected["instances"])
-    assert count > 0
-    torch.testing.assert_close(found["boxes"][0, :count], expected["instances"].pred_boxes.tensor)
-    torch.testing.assert_close(found["scores"][0, :count], expected["instances"].scores)
+        found = program(torch.stack(images))
+        expected = model([{"image": image, "height": 192, "width": 160} for image in images])
+    for i, of_image in enumerate(expected):
+        instances = of_image["instances"]
+        count = len(instances)
+        assert count > 0
+        torch.testing.assert_close(found["boxes"][i, :count], instances.pred_boxes.tensor)
+        torch.testing.assert_close(found["scores"][i, :count], instances.scores)
+
+
+def test_photos_of_any_size(tmp_path: Path) -> None:
+    """Resized inside the program; the boxes are of the photo."""
+    path = tmp_path / "new" / "model.pt2"
+    exported = export_program(
+        build("faster_rcnn"),
+        path,
+        format="torch-export",
+        images=[*photos(1, 301, 200), *photos(1, 40, 90), *photos(1, 5, 700)],
+        dynamic=False,
+        fit=(96, 128),
+    )
+    assert exported.inputs == ["images (1, 3, H, W) float32, pixels 0 to 255"]
+    (photo,) = photos(1, 450, 300)
+    found = torch.export.load(path).module()(photo[None])
+    taken = found["classes"][0] >= 0
+    assert taken.sum() > 5
+    corners = found["boxes"][0, taken].amax(0)
+    assert 64 < corners[2] <= 300 and 96 < corners[3] <= 450
+
+
+@pytest.mark.slow
+def test_compiled_ahead_of_time(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    exported = export_program(build("gfl"), path, format="aoti", images=photos(2, 160, 192), dynamic=False)  # fmt: skip
+    assert "detections, boxes within" in exported.lines[2]
+
+
+def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler.*install g\+\+"):
+        check_target(tmp_path / "m.pt2", "aoti")
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxruntime", "onnxscript"])
+def test_without_a_package(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "comer_d2.d2.export.onnx_nms", raising=False)
+    with pytest.raises(UserError, match=rf"{name} is missing: pip install 'comer_d2\[export\]'"):
+        check_target(tmp_path / "m.onnx", "onnx")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("model.pt", "--format", "torch-export"), "model.pt: name a file of --format torch-export with .pt2"),
+        (("model.pt2", "--format", "onnx"), "with .onnx at the end"),
+        (("model.onnx", "--format", "onnx", "--resize"), "--fixed-size H W"),
+        (("model.onnx", "--format", "onnx", "--fixed-size", "0", "64"), "--fixed-size 0 64: positive"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "no_run", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "model.pt2").mkdir()
+    with pytest.raises(UserError, match=r"model\.pt2 is a folder"):
+        check_target(tmp_path / "model.pt2", "torch-export")
 
 
 def test_a_file_that_computes_something_else_is_not_left(
@@ -84,7 +151,7 @@ def test_a_file_that_computes_something_else_is_not_left(
     monkeypatch.setattr("comer_d2.d2.export.compare.PIXELS", 0.0)
     monkeypatch.setattr(
         "comer_d2.d2.export.program.WRITERS",
-        {"torch-export": lambda program, path, names: (lambda x: [t + 1 for t in program.module()(x).values()], [])},
+        {"torch-export": Writer(".pt2", lambda: None, lambda program, path, names: (lambda x: [t + 1 for t in program.module()(x).values()], []))},
     )  # fmt: skip
     path = tmp_path / "model.pt2"
     path.write_text("before")
@@ -96,20 +163,26 @@ def test_a_file_that_computes_something_else_is_not_left(
 
 def test_what_does_not_export_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Linear cannot be exported"):
-        export_program(nn.Linear(1, 1).eval(), tmp_path / "m", format="onnx", images=photos(1), dynamic=True)  # fmt: skip
+        export_program(nn.Linear(1, 1).eval(), tmp_path / "m.onnx", format="onnx", images=photos(1), dynamic=True)  # fmt: skip
 
 
-def test_upernet_at_one_size(tmp_path: Path) -> None:
+def test_upernet_at_any_size(tmp_path: Path) -> None:
     cfg = LazyConfig.load(str(ROOT / "tests" / "d2" / "tiny_upernet.py"))
     cfg.dataset.num_classes, cfg.model.views = 3, None
     torch.manual_seed(0)
     model = instantiate(cfg.model).eval()
-    first, second = photos(2)
-    exported = export_program(model, tmp_path / "m.pt2", format="torch-export", images=[first, second], dynamic=False)  # fmt: skip
+    exported = export_program(
+        model,
+        tmp_path / "m.pt2",
+        format="torch-export",
+        images=[*photos(1), *photos(1, 160, 96)],
+        dynamic=True,
+        batch=None,
+    )
     assert exported.outputs == ["sem_seg"]
+    images = photos(2, 224, 288)
     with torch.no_grad():
-        (expected,) = model([{"image": second}])
-    found = torch.export.load(exported.path).module()(second[None])["sem_seg"][0]
-    torch.testing.assert_close(found, expected["sem_seg"], rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match="--fixed-size"):
-        export_program(model, tmp_path / "n.pt2", format="torch-export", images=[first, *photos(1, 160, 96)], dynamic=True)  # fmt: skip
+        expected = model([{"image": image} for image in images])
+        found = torch.export.load(exported.path).module()(torch.stack(images))["sem_seg"]
+    for ours, theirs in zip(expected, found, strict=True):
+        torch.testing.assert_close(theirs, ours["sem_seg"], rtol=1e-4, atol=1e-5)

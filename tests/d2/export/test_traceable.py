@@ -15,6 +15,7 @@ from detectron2.structures import Instances
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from comer_d2.d2.export.images import fitting
 from comer_d2.d2.export.traceable import traceable
 
 ROOT = Path(__file__).parents[3]
@@ -164,6 +165,30 @@ def test_images_smaller_than_the_square(leaf: str) -> None:
         ValueError, match="64 x 192 pixels are larger than the model's square_pad=160"
     ):
         traceable(model)(picture(64, 192)[None])
+
+
+@pytest.mark.parametrize("leaf", ["mask_rcnn", "atss", "dino"])
+def test_photos_are_resized_inside(leaf: str) -> None:
+    """To the largest size that fits, and the boxes are in the photo's pixels."""
+    model = build(leaf)
+    photo = picture(301, 200)[None]
+    small = F.interpolate(photo, (160, 106), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        found = traceable(model, (160, 160))(photo)
+        square(model, 160)
+        expected = traceable(model)(small)
+    assert (found.classes >= 0).sum() > 5
+    scale = torch.tensor([200 / 106, 301 / 160] * 2)
+    torch.testing.assert_close(found.boxes, expected.boxes * scale, rtol=1e-4, atol=1e-2)
+    for ours, theirs in zip(expected[1:], found[1:], strict=True):
+        torch.testing.assert_close(theirs, ours)
+
+
+def test_largest_sizes_that_fit() -> None:
+    sizes = [(3, 4), (480, 640), (500, 333), (1, 5000), (5000, 1), (7000, 7001)]
+    assert [fitting(size, (96, 128)) for size in sizes] == [
+        *((96, 128), (96, 128), (96, 64), (2, 128), (96, 2), (96, 96)),
+    ]
 
 
 def square(model: nn.Module, side: int) -> None:
