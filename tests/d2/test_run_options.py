@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 
 from comer_d2.d2.cli import main
+from comer_d2.d2.engine.best_model import BestModel
+from comer_d2.d2.engine.checkpoint import CheckpointFolder
 from comer_d2.d2.engine.config import load_config
+from comer_d2.d2.engine.hooks import Evaluation
 from comer_d2.d2.predictor import Predictor
 from tests.d2.runs import TINY, read_metrics
 
@@ -87,6 +92,21 @@ def test_a_run_that_gets_no_better_ends_and_stays_ended(
     assert len(read_metrics(tmp_path)) == 6
     assert run(*stopping, patience.format(3), output, "train.max_iter=100", "--resume") == 0
     assert len(read_metrics(tmp_path)) == 8  # one more evaluation
+
+
+def test_a_run_without_a_best_model_has_a_report_at_its_end(tmp_path: Path) -> None:
+    best = BestModel(
+        CheckpointFolder(str(tmp_path)), "bbox/APP"
+    )  # no such metric; NaN does the same
+    evaluation = Evaluation(1, lambda iteration: {"bbox": {"AP": 1.0}}, 2, best)
+    model = torch.nn.Linear(1, 1)
+    with EventStorage(0) as storage:
+        evaluation.trainer = SimpleNamespace(iter=0, interrupted_by=0, bare_model=model, storage=storage)  # fmt: skip
+        evaluation.after_step()
+        assert not evaluation.report_due
+        evaluation.trainer.iter = 1
+        evaluation.after_step()
+    assert evaluation.report_due
 
 
 def test_pictures_of_predictions_are_logged(tiny_coco: Path, tmp_path: Path) -> None:

@@ -35,6 +35,11 @@ class BestModel:
         self._path = os.path.join(folder.folder, "model_best.pth")
         self._value: float | None = None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether an evaluation gave the metric, so that there is a best model."""
+        return self._value is not None
+
     def restore(self) -> None:
         """Take over the best of a run that is continued.
 

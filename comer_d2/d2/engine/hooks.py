@@ -203,10 +203,11 @@ class Evaluation(HookBase):
         self.finished = iteration + 1 >= self._max_iter
         if comm.is_main_process() and self.results and counts:
             values = flatten_results_dict(self.results)
-            self.report_due |= self._best is None and self.finished
             if self._best:
                 model = self.average.model if self.average else self.trainer.bare_model
                 self.report_due |= self._best.keep(values, model, iteration)
+            if self.finished and not (self._best and self._best.is_known):
+                self.report_due = True  # there is no best one: the last has to do
             if self.early_stopping:
                 self._observe(self.early_stopping, values)
             # Last, as it is what says that the evaluation counts.

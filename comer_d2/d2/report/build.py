@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from detectron2.structures import BitMasks, PolygonMasks
 from omegaconf import DictConfig, OmegaConf
 
 from ..data.custom import kind_of
+from ..data.images import BadImage
 from ..data.random_state import preserved_random_state
 from ..engine.evaluation import INFERENCE
 from ..errors import UserError
@@ -110,12 +112,19 @@ def training_images(cfg: DictConfig, count: int = BATCH) -> list[bytes]:
     names = OmegaConf.select(cfg, "dataloader.train.dataset.names")
     name = names if isinstance(names, str) else names[0]
     mapper = instantiate(cfg.dataloader.train.mapper)
-    kind = kind_of(name)
+    classes = kind_of(name).classes
+    bgr = cfg.dataloader.train.mapper.image_format == "BGR"
+    pictures: list[bytes] = []
     with preserved_random_state():
         torch.manual_seed(0)
-        mapped = [mapper(record) for record in DatasetCatalog.get(name)[:count]]
-    bgr = cfg.dataloader.train.mapper.image_format == "BGR"
-    return [_draw(entry, kind.classes, bgr) for entry in mapped if entry is not None]
+        for record in DatasetCatalog.get(name):
+            if len(pictures) == count:
+                break
+            with suppress(BadImage):  # training has told of it
+                mapped = mapper(record)
+                if mapped is not None:
+                    pictures.append(_draw(mapped, classes, bgr))
+    return pictures
 
 
 def _draw(mapped: dict[str, Any], names: list[str], bgr: bool) -> bytes:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 from collections import defaultdict
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from ..errors import UserError
+from ..evaluation.names import distinct_names
 from ..image_input import as_rgb
 from ..results import Result
 from . import plots
@@ -31,6 +32,11 @@ from .matching import (
 )
 from .pictures import drawn
 from .section import Case, Section, Table
+
+try:
+    from detectron2.evaluation.fast_eval_api import COCOeval_opt as COCOeval  # the same in C++
+except ImportError:
+    from pycocotools.cocoeval import COCOeval
 
 WORST = 20
 MOST_CLASSES = 40  # in a confusion matrix that can be read
@@ -62,34 +68,42 @@ def report_instances(dataset_name: str, results: Path) -> Section:
     """
     DatasetCatalog.get(dataset_name)  # which completes the metadata
     metadata = MetadataCatalog.get(dataset_name)
-    names = list(metadata.thing_classes)
+    names = distinct_names(metadata.thing_classes)
     numbers = metadata.thing_dataset_id_to_contiguous_id
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(metadata.json_file)
-            found = truth.loadRes(str(results)) if os.path.getsize(results) > 2 else None
-    except (OSError, ValueError, KeyError, AssertionError) as error:
+            entries = json.loads(results.read_text(encoding="utf-8"))
+            # pycocotools takes the area of a box, where there is one, for that of the mask.
+            masks = [
+                {k: v for k, v in e.items() if k != "bbox"} for e in entries if "segmentation" in e
+            ]
+            found = truth.loadRes(entries) if entries else None
+            found_masks = truth.loadRes(masks) if masks else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise UserError(
-            f"{results} cannot be read as results of {metadata.json_file}: {error}"
+            f"{results} cannot be read as results of {metadata.json_file}: {error!r}"
         ) from error
     section = Section("Objects")
-    if found is None or not found.anns:
+    if found is None:
         section.note = "Nothing was found in any image."
         return section
-    tasks = ["bbox"] + (["segm"] if any("segmentation" in a for a in found.anns.values()) else [])
-    for task in tasks:
-        evaluated = _evaluate(truth, found, task)
-        section.tables.append(_average_precision(evaluated, task, names, numbers))
-        if task == tasks[0]:
-            section.plots.append(_precision_recall(evaluated, names, numbers))
-    kind = tasks[-1]
+    evaluated = _evaluate(truth, found, "bbox")
+    section.tables.append(_average_precision(evaluated, "bbox", names, numbers))
+    section.plots.append(_precision_recall(evaluated, names, numbers))
+    kind = "bbox"
+    if found_masks is not None:
+        kind = "segm"
+        evaluated = _evaluate(truth, found_masks, kind)
+        section.tables.append(_average_precision(evaluated, kind, names, numbers))
     images = _judged(dataset_name, truth, found, numbers, kind)
     objects = np.zeros(len(names), int)
     for image in images:
         for a in image.truth:
             objects[numbers[a["category_id"]]] += not a.get("iscrowd")
     flat = [(a["score"], numbers[a["category_id"]], kind_ == HIT) for i in images for a, kind_ in zip(i.found, i.outcome.kinds) if kind_ != IGNORED]  # fmt: skip
-    scores, labels, hits = (np.array(column) for column in zip(*flat))
+    columns = np.array(flat, float).reshape(-1, 3).T
+    scores, labels, hits = columns[0], columns[1].astype(int), columns[2].astype(bool)
     grid, f1, best = best_thresholds(scores, hits, labels, objects)
     order = np.argsort(-objects)
     section.plots.append(
@@ -184,7 +198,7 @@ def _judged(
         of_image[annotation["image_id"]].append(annotation)
     images = []
     for record in DatasetCatalog.get(dataset_name):
-        objects = [a for a in truth.imgToAnns[record["image_id"]] if not a.get("ignore")]
+        objects = truth.imgToAnns[record["image_id"]]
         predictions = sorted(of_image[record["image_id"]], key=lambda a: -a["score"])
         images.append(_look(record, truth, objects, predictions, numbers, kind))
     return images
@@ -216,8 +230,7 @@ def _above(image: _Image, best: np.ndarray, numbers: dict[int, int], kind: str) 
     kinds = [k for k, kept in zip(before.kinds, keep) if kept]
     partners = before.partners[np.array(keep, bool)]
     found = np.array([bool(a.get("iscrowd")) for a in image.truth], bool)
-    for k, partner in zip(kinds, partners.tolist()):
-        found[partner] |= k == HIT
+    found[partners[np.array(kinds) == HIT]] = True
     counts = {k: kinds.count(k) for k in ERRORS}
     counts[MISSED] = int((~found).sum())
     predictions = [a for a, kept in zip(image.found, keep) if kept]

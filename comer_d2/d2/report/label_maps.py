@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data.semantic_labels import IGNORE_LABEL, SemanticLabels
 from ..errors import UserError
+from ..evaluation.names import distinct_names
 from ..image_input import as_rgb
 from ..results import Result
 from . import plots
@@ -35,7 +36,7 @@ def report_label_maps(dataset_name: str, results: Path) -> Section:
     Raises:
         UserError: the results cannot be read.
     """
-    names = list(MetadataCatalog.get(dataset_name).stuff_classes)
+    names = distinct_names(MetadataCatalog.get(dataset_name).stuff_classes)
     try:
         written = json.loads(results.read_text(encoding="utf-8"))
         of_image = defaultdict(list)
@@ -54,11 +55,14 @@ def report_label_maps(dataset_name: str, results: Path) -> Section:
         pairs = truth[counted].astype(np.int64) * (size + 1) + found[counted]
         table = np.bincount(pairs, minlength=size * (size + 1)).reshape(size, size + 1)
         total += table
-        wrong = 1 - np.trace(table) / max(table.sum(), 1)
+        wrong = (table.sum() - np.trace(table)) / max(table.sum(), 1)
         judged.append((wrong, table, record))
     iou, rows = _by_class(total, names)
     section = Section("Classes of pixels", prediction="wrong pixels, and what was said of them")
-    section.summary = [("images", str(len(judged))), ("mIoU", f"{100 * np.nanmean(iou):.1f}")]
+    known = iou[~np.isnan(iou)]
+    section.summary = [("images", str(len(judged)))]
+    if known.size:
+        section.summary.append(("mIoU", f"{100 * known.mean():.1f}"))
     note = "Pixels of the validation data that are marked as ignored do not count."
     columns = ["class", "pixels", "images", "IoU", "precision", "recall", "taken most often for"]
     images = np.sum([table.sum(1) > 0 for _, table, _ in judged], axis=0)
@@ -72,6 +76,7 @@ def report_label_maps(dataset_name: str, results: Path) -> Section:
     section.cases = [
         _case(record, wrong, table, names, labels(record), of_image)
         for wrong, table, record in judged[:WORST]
+        if wrong
     ]
     return section
 

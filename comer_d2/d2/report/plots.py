@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 STYLE = {
     "font.size": 9,
@@ -48,16 +49,22 @@ def lines(
         axes = figure.subplots()
         for number, (name, (xs, ys)) in enumerate(series.items()):
             step = max(1, len(xs) // MOST_POINTS)
-            shown = {"label": name} if number < MOST_NAMED else {"color": "0.75", "zorder": 0}
+            shown = (
+                {"label": _literal(name)} if number < MOST_NAMED else {"color": "0.75", "zorder": 0}
+            )
             marker = "o" if len(xs) < 8 else None
             axes.plot(xs[::step], ys[::step], marker=marker, markersize=3, linewidth=1.4, **shown)
         axes.set(title=title, xlabel=x, ylabel=y)
+        if all(isinstance(value, int) for xs, _ in series.values() for value in xs):
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
         if log:
             axes.set_yscale("log")
         if limits:
             axes.set_ylim(*limits)
         if len(series) > 1:
-            axes.legend(fontsize=7, ncols=2 if len(series) > 6 else 1)
+            # Given by hand: by itself it leaves out names that begin with _.
+            named = axes.lines[:MOST_NAMED]
+            axes.legend(handles=named, fontsize=7, ncols=2 if len(series) > 6 else 1)
         return _svg(figure)
 
 
@@ -80,14 +87,20 @@ def confusion(table: np.ndarray, names: Sequence[str], missed: str, extra: str) 
         axes = figure.subplots()
         share = table / np.maximum(table.sum(1, keepdims=True), 1)
         axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        axes.set_xticks(range(size), [*names, missed], rotation=90, fontsize=7)
-        axes.set_yticks(range(size), [*names, extra], fontsize=7)
+        shown = [_literal(name) for name in names]
+        axes.set_xticks(range(size), [*shown, missed], rotation=90, fontsize=7)
+        axes.set_yticks(range(size), [*shown, extra], fontsize=7)
         axes.set(xlabel="predicted", ylabel="true", title="Confusion (colour: share of the row)")
         for i, j in np.argwhere(table > 0).tolist():
             color = "white" if share[i, j] > 0.5 else "0.2"
             text = f"{table[i, j]:,.0f}" if table[i, j] < 1e5 else f"{share[i, j]:.0%}"
             axes.text(j, i, text, ha="center", va="center", fontsize=6, color=color)
         return _svg(figure)
+
+
+def _literal(name: str) -> str:
+    """A name that matplotlib does not read as mathematics."""
+    return name.replace("$", r"\$")
 
 
 def _svg(figure: Figure) -> str:

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data.panoptic_png import read_panoptic_png
 from ..errors import UserError
+from ..evaluation.names import distinct_names
 from ..evaluation.panoptic import FN, FP, IOU, TP, match_segments
 from ..image_input import as_rgb
 from ..results import Result
@@ -33,7 +34,7 @@ def report_segments(dataset_name: str, results: Path) -> Section:
         UserError: the results cannot be read.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    names = list(metadata.stuff_classes)
+    names = distinct_names(metadata.stuff_classes)
     numbers = {**metadata.thing_dataset_id_to_contiguous_id, **metadata.stuff_dataset_id_to_contiguous_id}  # fmt: skip
     things = set(metadata.thing_dataset_id_to_contiguous_id.values())
     try:
@@ -51,22 +52,27 @@ def report_segments(dataset_name: str, results: Path) -> Section:
         truth = read_panoptic_png(record["pan_seg_file_name"])
         table = match_segments(truth, record["segments_info"], segments, info, len(names))
         total += table
-        judged.append((_quality(table.sum(0)), table, record, (segments, info)))
+        if table.any():  # else there is nothing but void, or crowds
+            judged.append((_quality(table.sum(0)), table, record, (segments, info)))
     section = Section("Segments")
     rows: list[list[Any]] = []
+    qualities = []
     for name, row, number in zip(names, total, range(len(names))):
         if row[TP] + row[FP] + row[FN]:
+            qualities.append(_quality(row))
             sq = 100 * row[IOU] / max(row[TP], 1)
             counts = [int(row[TP] + row[FN]), int(row[TP]), int(row[FP]), int(row[FN])]
             rows.append([name, "thing" if number in things else "stuff", round(100 * _quality(row), 1), round(sq, 1), *counts])  # fmt: skip
-    pq = float(np.mean([row[2] for row in rows])) if rows else float("nan")
-    section.summary = [("images", str(len(judged))), ("PQ", f"{pq:.1f}")]
+    section.summary = [("images", str(len(DatasetCatalog.get(dataset_name))))]
+    if qualities:
+        section.summary.append(("PQ", f"{100 * np.mean(qualities):.1f}"))
     columns = ["class", "kind", "PQ", "SQ", "segments", "found", "false", "missed"]
     section.tables.append(Table("By class", columns, rows))
     judged.sort(key=lambda entry: entry[0])
     section.cases = [
         _case(record, quality, table, names, found, things)
         for quality, table, record, found in judged[:WORST]
+        if quality < 1
     ]
     return section
 
@@ -91,6 +97,6 @@ def _case(
         drawn(Result(pixels, names, segments=segments, segments_info=list(info), stuff_classes=stuff), "panoptic")
         for segments, info in (truth, found)
     )  # fmt: skip
-    errors = {"missed": int(table[:, FN].sum()), "background": int(table[:, FP].sum())}
+    errors = {"missed": int(table[:, FN].sum()), "false": int(table[:, FP].sum())}
     errors = {kind: count for kind, count in errors.items() if count}
     return Case(os.path.basename(record["file_name"]), round(100 * (1 - quality), 1), errors, *pictures)  # fmt: skip
