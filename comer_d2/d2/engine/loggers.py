@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -16,6 +18,8 @@ from detectron2.utils.events import EventWriter, TensorboardXWriter, get_event_s
 from ...weights.files import write_atomically
 from ..errors import UserError
 
+logger = logging.getLogger(__name__)
+
 # Logger -> the module that it needs.
 MODULES = {"tensorboard": "tensorboard", "csv": "csv", "wandb": "wandb", "mlflow": "mlflow"}
 SHOW_PICTURES = {"tensorboard", "wandb", "mlflow"}
@@ -23,6 +27,8 @@ SHOW_PICTURES = {"tensorboard", "wandb", "mlflow"}
 
 def check_loggers(names: Sequence[str]) -> None:
     """Raise a UserError for a logger that there is not, or whose library is missing."""
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise UserError(f"train.loggers={names!r} must be a list, of any of {', '.join(MODULES)}")
     for name in names:
         if name not in MODULES:
             raise UserError(f"train.loggers names {name!r}: use any of {', '.join(MODULES)}")
@@ -42,6 +48,9 @@ def make_loggers(
         output_dir: the run's folder.
         window: losses are the median of this many iterations.
         start_iter: the run's next iteration.
+
+    Raises:
+        UserError: a service cannot be reached, or wants to know who asks.
     """
     makers: dict[str, Callable[[], EventWriter]] = {
         "csv": lambda: CSVWriter(output_dir),
@@ -96,18 +105,48 @@ class CSVWriter(EventWriter):
 class _Service(EventWriter):
     """Hands every new figure and picture to a library that keeps them in runs of its own.
 
-    A run that goes on is the same run there: its number is kept in the output folder.
+    A run that goes on is the same run there: its number is kept in the output folder. A service that fails
+    later than at the beginning is left alone from then on: a run of hours does not end because of it.
     """
 
-    number_file: ClassVar[str]
+    name: ClassVar[str]  # in `train.loggers`
+    without: ClassVar[str]  # how to do without an account or a server
 
     def __init__(self, output_dir: str, window: int) -> None:
         self._window = window
-        self._number_file = os.path.join(output_dir, self.number_file)
+        self._number_file = os.path.join(output_dir, f"{self.name}_run.txt")
         self._last, self._last_picture = -1, -1
-        self._start(output_dir, self._number())
+        self._failed = False
+        try:
+            self._start(output_dir, self._number())
+        except Exception as e:  # of the library
+            reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+            raise UserError(
+                f"train.loggers names {self.name}, which does not start: {reason} ({self.without}; "
+                f"{self._number_file} names the run that is gone on with, if there is one)"
+            ) from e
 
     def write(self) -> None:
+        self._try(self._write)
+
+    def close(self) -> None:
+        self._try(self._close)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        try:
+            action()
+        except Exception as e:
+            self._failed = True
+            logger.warning(
+                "%s failed, and gets nothing more of this run (%s: %s); metrics.json has everything",
+                self.name,
+                type(e).__name__,
+                e,
+            )
+
+    def _write(self) -> None:
         storage = get_event_storage()
         by_iteration: dict[int, dict[str, float]] = {}
         for name, (value, step) in storage.latest_with_smoothing_hint(self._window).items():
@@ -141,11 +180,15 @@ class _Service(EventWriter):
         """Keep a picture, (h, w, 3) uint8 RGB."""
         raise NotImplementedError
 
+    def _close(self) -> None:
+        raise NotImplementedError
+
 
 class WandbWriter(_Service):
     """Weights & Biases. WANDB_PROJECT names the project, WANDB_MODE=offline keeps all on this machine."""
 
-    number_file = "wandb_run.txt"
+    name = "wandb"
+    without = "WANDB_MODE=offline keeps all on this machine"
 
     def _start(self, output_dir: str, number: str | None) -> None:
         import wandb
@@ -164,18 +207,24 @@ class WandbWriter(_Service):
     def _picture(self, name: str, picture: np.ndarray, step: int) -> None:
         self._run.log({name: self._wandb.Image(picture)}, step=step)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._run.finish()
 
 
 class MLflowWriter(_Service):
     """MLflow. MLFLOW_TRACKING_URI names the server; without it, what MLflow itself takes then: a local database."""
 
-    number_file = "mlflow_run.txt"
+    name = "mlflow"
+    without = "MLFLOW_TRACKING_URI=file:FOLDER keeps all on this machine"
 
     def _start(self, output_dir: str, number: str | None) -> None:
         import mlflow
 
+        self._names: dict[str, str] = {}
+        if mlflow.get_tracking_uri().startswith(
+            "file:"
+        ):  # asked for: MLflow wants to be asked twice
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self._client = mlflow.MlflowClient()
         if number is None:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "comer_d2")
@@ -189,10 +238,20 @@ class MLflowWriter(_Service):
 
     def _figures(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
-            self._client.log_metric(self._run, name, value, step=step)
+            self._client.log_metric(self._run, self._allowed(name), value, step=step)
 
     def _picture(self, name: str, picture: np.ndarray, step: int) -> None:
         self._client.log_image(self._run, picture, f"{name}_{step:07d}.png")
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._client.set_terminated(self._run)
+
+    def _allowed(self, name: str) -> str:
+        """A metric's name without what MLflow refuses, such as a class's "<" or "("; different ones stay so."""
+        if name not in self._names:
+            group, slash, metric = name.partition("/")
+            allowed = group + slash + re.sub(r"[^\w. -]", "_", metric)
+            while allowed in self._names.values():
+                allowed += "_"
+            self._names[name] = allowed
+        return self._names[name]

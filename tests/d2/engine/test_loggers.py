@@ -85,7 +85,8 @@ def test_mlflow_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     import mlflow
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # its database needs the full package
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "")
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")  # that it is needed nobody has to know
     write_three(tmp_path, ["mlflow"])
     write_three(tmp_path, ["mlflow"], start=3)
     client = mlflow.MlflowClient()
@@ -96,6 +97,53 @@ def test_mlflow_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     names = {file.path for file in client.list_artifacts(run.info.run_id, "predictions")}
     assert names == {"predictions/0_0000002.png", "predictions/0_0000005.png"}
     assert run.info.status == "FINISHED"
+
+
+def test_mlflow_takes_any_class_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
+    (writer,) = make_loggers(["mlflow"], str(tmp_path), window=1, start_iter=0)
+    values = {
+        "bbox/AP-<5 mm": 1.0,
+        "bbox/AP->5 mm": 2.0,
+        'bbox/AP-a/"b"': 3.0,
+        "bbox/AP-白血球": 4.0,
+    }
+    with EventStorage(0) as storage:
+        storage.put_scalars(**values, smoothing_hint=False)
+        writer.write()
+    number = (tmp_path / "mlflow_run.txt").read_text().strip()
+    kept = mlflow.MlflowClient().get_run(number).data.metrics
+    assert kept == {
+        "bbox/AP-_5 mm": 1.0, "bbox/AP-_5 mm_": 2.0, "bbox/AP-a__b_": 3.0, "bbox/AP-白血球": 4.0,
+    }  # fmt: skip
+
+
+def test_a_service_that_does_not_start_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nothing:here")
+    with pytest.raises(
+        UserError, match=r"names mlflow, which does not start: .*=file:FOLDER keeps"
+    ):
+        make_loggers(["mlflow"], str(tmp_path), window=1, start_iter=0)
+
+
+def test_a_service_that_fails_later_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("the server is gone")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_metric", refuse)
+    write_three(tmp_path, ["mlflow", "csv"])
+    assert caplog.text.count("the server is gone") == 1
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 4
 
 
 def test_mistakes_are_told_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
