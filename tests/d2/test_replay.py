@@ -72,7 +72,10 @@ def test_a_weight_that_is_not_finite_is_found_by_its_module(
     assert main(["--config-file", TINY, f"train.output_dir={output}"]) == 1
     record = read_record(output / "step_0000003.pth")
     record["model"]["backbone.fpn_lateral3.weight"][:] = float("inf")
-    result = replay(load_config(str(output / "config.yaml")), record)
+    cfg = load_config(str(output / "config.yaml"))
+    with pytest.raises(UserError, match="random states cannot be taken over"):
+        replay(cfg, {**record, "random": [{"python": 3}]})
+    result = replay(cfg, record)
     assert result.first_not_finite == "backbone.fpn_lateral3"
     assert "Inf/NaN" in str(result.error)  # Detectron2's proposals notice, later
 
@@ -97,6 +100,37 @@ def test_what_a_spike_is() -> None:
     assert recorder.is_spike(11.0)
     off = StepRecorder("", None)
     assert not any(off.is_spike(value) for value in [1.0] * 30 + [1e9])
+
+
+WRONG_FORMS = {
+    "losses of no processes": {"losses": {"loss_cls": []}},
+    "losses that are none": {"losses": {"loss_cls": ["high"]}},
+    "norms that are none": {"grad_norms": {"backbone": None}},
+    "no process": {"random": []},
+    "weights that are none": {"model": {"w": 3}},
+    "data without a seed": {"data": {"sead": 3}},
+    "an iteration before the first": {"iteration": -1},
+}
+
+
+@pytest.mark.parametrize("what", WRONG_FORMS)
+def test_a_record_of_a_wrong_form_is_refused(what: str, tmp_path: Path) -> None:
+    sound = {
+        "reason": "a spike",
+        "iteration": 3,
+        "losses": {"loss_cls": [1.0]},
+        "images": [[["a.jpg"]]],
+        "grad_norms": {"backbone": 2.0},
+        "random": [{}],
+        "data": {"seed": 5},
+        "model": {"w": torch.ones(1)},
+    }
+    path = tmp_path / "step_0000003.pth"
+    torch.save(sound, path)
+    assert read_record(path)["iteration"] == 3
+    torch.save(sound | WRONG_FORMS[what], path)
+    with pytest.raises(UserError, match="is not the record of a step"):
+        read_record(path)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -194,8 +194,10 @@ def test_a_run_that_is_resumed_has_not_gone_beyond_its_length(
 ) -> None:
     output = tmp_path / "output"
     shutil.copytree(whole_run, output)
+    config = (output / "config.yaml").read_bytes()
     assert run("--resume", f"train.output_dir={output}", "train.max_iter=1") == 2
     assert "train.max_iter=1, but " in capfd.readouterr().err
+    assert (output / "config.yaml").read_bytes() == config  # of the run that is not gone on with
 
 
 def test_mixed_precision_clipping_and_accumulation_train_a_detector(
@@ -336,6 +338,19 @@ def test_a_folder_with_a_run_in_it_is_not_overwritten(
 ) -> None:
     assert run(f"train.output_dir={whole_run}") == 2
     assert "holds a run already" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--resume"], ["--resume", "--eval-only"]])
+def test_a_run_whose_last_checkpoint_has_no_name_is_not_begun_anew(
+    flags: list[str], whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    output = stopped_after_four(whole_run, tmp_path / "output")
+    (output / "last_checkpoint").unlink()
+    assert run(*flags, f"train.output_dir={output}") == 2
+    printed = capfd.readouterr().err
+    assert f"{output}/last_checkpoint, which names the checkpoint to go on from, is gone" in printed
+    assert "write model_0000003.pth into it" in printed
+    assert len(read_metrics(output)) == 8
 
 
 def test_a_disk_that_is_full_is_one_clear_error(

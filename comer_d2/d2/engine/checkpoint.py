@@ -68,11 +68,11 @@ class CheckpointFolder:
             )
         return os.path.join(self.folder, name)
 
-    def newest_readable(self, but: str) -> str | None:
+    def newest_readable(self, but: str = "") -> str | None:
         """Name of the newest checkpoint to resume from, other than one; None if there is none."""
         paths = [
             os.path.join(self.folder, name)
-            for name in os.listdir(self.folder)
+            for name in (os.listdir(self.folder) if os.path.isdir(self.folder) else ())
             if re.fullmatch(r"model_(\d{7,}|final)\.pth", name) and name != os.path.basename(but)
         ]
         for path in sorted(paths, key=os.path.getmtime, reverse=True):

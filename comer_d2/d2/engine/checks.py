@@ -52,9 +52,16 @@ def check_ready(cfg: DictConfig, *, eval_only: bool, resume: bool) -> CheckedDat
             check_loggers(cfg.train.loggers)
         except UserError as e:
             problems.append(str(e))
-    last = CheckpointFolder(cfg.train.output_dir).last()
+    folder = CheckpointFolder(cfg.train.output_dir)
+    last = folder.last()
+    unnamed = folder.newest_readable() if resume and not last else None
+    if unnamed:
+        problems.append(
+            f"--resume: {folder.marker}, which names the checkpoint to go on from, is gone: write "
+            f"{unnamed} into it, or choose another train.output_dir"
+        )
     init = init_checkpoints(cfg)
-    if eval_only and not init and not (resume and last):
+    if eval_only and not init and not (resume and (last or unnamed)):
         problems.append(
             "no weights to evaluate: set train.init_checkpoint=PATH"
             + ("; --resume finds no checkpoint in " + cfg.train.output_dir if resume else "")

@@ -135,32 +135,39 @@ def _check_groups(cfg: DictConfig) -> None:
             raise UserError(f"{key}={value!r} must be a group of keys")
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _check_train(train: DictConfig) -> None:
     if train.amp.dtype not in ("bfloat16", "float16"):
         raise UserError(f"train.amp.dtype={train.amp.dtype!r}; use bfloat16 or float16")
     check_compile(train.compile, "train.compile")
-    if train.best_checkpointer.mode not in ("max", "min"):
-        raise UserError(
-            f"train.best_checkpointer.mode={train.best_checkpointer.mode!r}: max or min"
-        )
+    for key in ("best_checkpointer.mode", "early_stopping.mode"):
+        mode = OmegaConf.select(train, key)
+        if mode not in ("max", "min"):
+            raise UserError(f"train.{key}={mode!r}: max or min")
     for key in ("epochs", "lr_batch_size"):
         value = train[key]
-        if value is not None and (isinstance(value, bool) or not value > 0):
+        if value is not None and not (_is_number(value) and value > 0):
             raise UserError(f"train.{key}={value!r} must be positive, or null")
     if isinstance(train.loggers, str):
         train.loggers = [train.loggers]
     factor = train.spike_factor
-    if factor is not None and (isinstance(factor, bool) or not factor > 0):
+    if factor is not None and not (_is_number(factor) and factor > 0):
         raise UserError(f"train.spike_factor={factor!r} must be positive, or null")
-    if not 0 <= train.frozen_vit <= 1:
+    if not (_is_number(train.frozen_vit) and 0 <= train.frozen_vit <= 1):
         raise UserError(f"train.frozen_vit={train.frozen_vit!r} is a share of the run, 0 to 1")
-    if not 0 < train.ema.decay < 1:
+    if not (_is_number(train.ema.decay) and 0 < train.ema.decay < 1):
         raise UserError(f"train.ema.decay={train.ema.decay!r} must be between 0 and 1")
     patience = train.early_stopping.patience
-    if patience is not None and (not isinstance(patience, int) or patience < 1):
+    if patience is not None and (type(patience) is not int or patience < 1):
         raise UserError(
             f"train.early_stopping.patience={patience!r} must be a whole number of at least 1, or null"
         )
+    delta = train.early_stopping.min_delta
+    if not (_is_number(delta) and delta >= 0):
+        raise UserError(f"train.early_stopping.min_delta={delta!r} must be a number of at least 0")
     if patience is not None and train.early_stopping.metric is None:
         raise UserError("train.early_stopping.patience needs train.early_stopping.metric")
     counts = ["max_iter", "log_period", "accumulation_steps"]

@@ -75,6 +75,12 @@ def _parse(override: str) -> tuple[str, Any, bool]:
         return key.lstrip("+"), value, key.startswith("+")  # a path or address with odd characters
     if parsed.is_delete():
         raise UserError(f"override '{override}': deleting keys is not supported; set it to null")
+    if parsed.is_sweep_override():
+        key, value = override.split("=", 1)
+        raise UserError(
+            f"override '{override}' is a choice in hydra's syntax: for a list write '{key}=[{value}]', for text "
+            f"'{key}=\"{value}\"'"
+        )
     return parsed.key_or_group, parsed.value(), parsed.is_add()
 
 

@@ -65,13 +65,31 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
         record = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
         raise UserError(f"'{path}' cannot be read: {str(e).strip().splitlines()[0]}") from e
-    if not isinstance(record, dict) or not all(
-        key in record and isinstance(record[key], kind) for key, kind in KEYS.items()
-    ):
+    if not _is_record(record):
         raise UserError(
             f"'{path}' is not the record of a step, which a run names step_<iteration>.pth"
         )
     return record
+
+
+def _is_record(record: Any) -> bool:
+    """Whether something has the form of what `StepRecorder` writes, down to the values that are read here."""
+    if not isinstance(record, dict) or not all(
+        key in record and isinstance(record[key], kind) for key, kind in KEYS.items()
+    ):
+        return False
+    processes = len(record["random"])
+    losses, norms = record["losses"], record["grad_norms"]
+    return (
+        record["iteration"] >= 0
+        and processes > 0
+        and all(isinstance(v, list) and len(v) == processes for v in losses.values())
+        and all(isinstance(x, float) for v in losses.values() for x in v)
+        and all(isinstance(x, float) for x in norms.values())
+        and all(isinstance(name, str) for name in [*losses, *norms, *record["model"]])
+        and all(isinstance(x, Tensor) for x in record["model"].values())
+        and (record["data"] is None or isinstance(record["data"].get("seed"), int))
+    )
 
 
 def replay(cfg: DictConfig, record: dict[str, Any], rank: int = 0) -> Replayed:
@@ -85,7 +103,8 @@ def replay(cfg: DictConfig, record: dict[str, Any], rank: int = 0) -> Replayed:
         rank: the process whose images are taken.
 
     Raises:
-        UserError: the config is another model's, its data or its loader are not those of the run.
+        UserError: the config is another model's, its data or its loader are not those of the run, or the
+            record's random states are none.
     """
     world_size = len(record["random"])
     if not 0 <= rank < world_size:
@@ -114,7 +133,10 @@ def replay(cfg: DictConfig, record: dict[str, Any], rank: int = 0) -> Replayed:
     )
     stream = iter(loader)
     batches = [next(stream) for _ in range(cfg.train.accumulation_steps)]
-    set_random_state(record["random"][rank])
+    try:
+        set_random_state(record["random"][rank])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+        raise UserError(f"the record's random states cannot be taken over: {e!r}") from e
     with EventStorage(record["iteration"]), first_not_finite(model) as found:
         losses, error = {}, None
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import errno
 import logging
 import os
@@ -194,6 +195,8 @@ def train(
     """
     folder = CheckpointFolder(cfg.train.output_dir, cfg.train.checkpointer.get("max_to_keep"))
     last = folder.last() if resume_run else None
+    if resume_run and not last:
+        logger.warning("Nothing to go on from in %s: the run starts anew", cfg.train.output_dir)
     if comm.is_main_process():
         remove_half_written(cfg.train.output_dir)
     with InterruptFlag() as interrupt:
@@ -203,8 +206,7 @@ def train(
             loader = build(cfg, "dataloader.train")
         for note in derive(cfg, loader, given):
             logger.info("%s", note)
-        if comm.is_main_process():
-            save_config(cfg)  # before the optimizer's part is given the model
+        written = copy.deepcopy(cfg)  # before the optimizer's part is given the model
         trainer, checkpoints, evaluation = build_trainer(
             cfg, loader, folder, interrupt, resumes=bool(last)
         )
@@ -224,6 +226,10 @@ def train(
                 folder.frozen = frozen_source(
                     trainer.bare_model, loaded, cfg.train.init_family, cfg.train.init_allow
                 )
+        if comm.is_main_process():
+            save_config(
+                written
+            )  # not earlier: the folder of a run that is not gone on with stays as it is
         record_metrics(cfg, trainer, evaluation, start)
         if report and comm.is_main_process():
             trainer.register_hooks([Reports(evaluation, report)])

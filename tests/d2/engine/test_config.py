@@ -30,6 +30,12 @@ CONFIG = Path(__file__).parents[3] / "configs/COCO/mask_rcnn_comer_s_1x.py"
         ("train.seed=10000000000", "train.seed=10000000000 must be a whole number below 2**31"),
         ("train.output_dir=null", "train.output_dir=None must be the path of a folder"),
         ("train.eval_period=-3", "train.eval_period=-3 must be a whole number; 0: at the end"),
+        ("train.early_stopping.mode=best", "train.early_stopping.mode='best': max or min"),
+        ("train.early_stopping.min_delta=-1", "min_delta=-1 must be a number of at least 0"),
+        ("train.early_stopping.min_delta=null", "min_delta=None must be a number of at least 0"),
+        ("train.early_stopping.patience=true", "patience=True must be a whole number"),
+        ("train.ema.decay=null", "train.ema.decay=None must be between 0 and 1"),
+        ("train.frozen_vit=null", "train.frozen_vit=None is a share of the run"),
         ("train.seed=null", "train.seed=None must be a whole number below 2**31"),
     ],
 )

@@ -67,6 +67,10 @@ def test_paths_and_addresses_need_no_quotes(cfg: DictConfig, value: str) -> None
         ("train.amp=true", r"a group of keys \(enabled\)"),
         ("train.amp={enable: true}", "did you mean 'train.amp.enabled'"),
         ("train.max_iter", "not of the form key=value"),
+        (
+            "train.output_dir=a,b",
+            r"list write 'train.output_dir=\[a,b\]', for text 'train.output_dir=\"a,b\"'",
+        ),
         ("train.max_iter=[1", "cannot be read"),
     ],
 )
