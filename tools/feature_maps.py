@@ -83,6 +83,8 @@ def feature_maps(model: Predictor, photo: np.ndarray) -> list[Tensor]:
     backbone: nn.Module = getattr(model.model.backbone, "bottom_up", model.model.backbone)
     if set(STRIDES) - {shape.stride for shape in backbone.output_shape().values()}:
         backbone = model.model.backbone  # a plain ViT has one stride; its pyramid is above it
+    if hasattr(model.model, "views"):  # windows and scales: the photo is looked at once, whole
+        model.model.views = None
     names = {shape.stride: name for name, shape in backbone.output_shape().items()}
     missing = set(STRIDES) - set(names)
     if missing:
