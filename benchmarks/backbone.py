@@ -9,7 +9,8 @@ is ours with PyTorch's linear layers. They take turns within a round; figures ar
 rounds, ratios are medians of the rounds' ratios.
 
 Then ViT-CoMer-S against timm's plain ViT-S, in float32, under bfloat16 autocast and, in inference, with
-the weights kept in bfloat16.
+the weights kept in bfloat16; and against its own ViT alone, whose linear layers and windows are the same: on
+some processors PyTorch's own linear layers, which timm's has, take twice as long in float32.
 """
 
 from __future__ import annotations
@@ -41,6 +42,13 @@ VARIANTS = {
 }
 
 
+def backward(outputs: list) -> None:
+    """Of gradients in the outputs' own type and layout: what makes them is not to count."""
+    import torch
+
+    torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+
+
 def measure(size: str, image_size: tuple[int, int], direction: str, count: int) -> dict:
     """Milliseconds of both, and the median of their ratios."""
     import torch
@@ -57,7 +65,7 @@ def measure(size: str, image_size: tuple[int, int], direction: str, count: int) 
                 net.eval()(image)
         else:
             net.train().zero_grad()
-            sum(output.sum() for output in net(image).values()).backward()
+            backward(list(net(image).values()))
 
     def within(context: Callable) -> Callable[[], None]:
         def run() -> None:
@@ -89,8 +97,11 @@ PLAIN_CASES = [
 ]
 
 
+OURS, RIVALS = "ViT-CoMer-S", ("its ViT alone", "timm's ViT-S")
+
+
 def measure_plain(kind: str, direction: str, count: int) -> dict:
-    """Milliseconds of ViT-CoMer-S and of the plain ViT-S, 512 x 512, and the median of their ratios."""
+    """Milliseconds of ViT-CoMer-S and of plain ViTs at 512 x 512, and the medians of their ratios."""
     import torch
     from timm.models.vision_transformer import VisionTransformer
 
@@ -99,8 +110,9 @@ def measure_plain(kind: str, direction: str, count: int) -> dict:
 
     torch.manual_seed(0)
     nets = {
-        "ViT-CoMer-S": ViTCoMerNet(ViT(**SIZES["S"]), deform_num_heads=6, deform_ratio=1.0),
-        "ViT-S": VisionTransformer(
+        OURS: ViTCoMerNet(ViT(**SIZES["S"]), deform_num_heads=6, deform_ratio=1.0),
+        RIVALS[0]: ViT(**SIZES["S"]),
+        RIVALS[1]: VisionTransformer(
             **SIZES["S"], depth=12, num_classes=0, global_pool="", dynamic_img_size=True
         ),
     }
@@ -122,7 +134,7 @@ def measure_plain(kind: str, direction: str, count: int) -> dict:
                     outputs()
             else:
                 net.train().zero_grad()
-                sum(output.float().sum() for output in outputs()).backward()
+                backward(outputs())
 
         return run
 
@@ -133,17 +145,16 @@ def measure_plain(kind: str, direction: str, count: int) -> dict:
         "direction": direction,
         "kind": kind,
         "milliseconds": rounds.medians(times),
-        "ViT-CoMer-S / ViT-S": rounds.median_ratio(times["ViT-CoMer-S"], times["ViT-S"]),
+        **{f"{OURS} / {rival}": rounds.median_ratio(times[OURS], times[rival]) for rival in RIVALS},
     }
 
 
-def main() -> None:
-    options = rounds.parser(__doc__.splitlines()[0]).parse_args()
-    machine = rounds.start(options, "cpu")
+def compare_operators(count: int) -> list[dict]:
+    """The rows of `CASES`, printed as they come."""
     rows = []
     print(" " * 42 + "".join(f"{name:>16}" for name in VARIANTS) + "   ratio, of the operator only")
     for size, (height, width), direction in CASES:
-        row = measure(size, (height, width), direction, options.rounds)
+        row = measure(size, (height, width), direction, count)
         rows.append(row)
         print(
             f"ViT-CoMer-{size} {f'{height}x{width}':10} {direction:20}"
@@ -151,16 +162,34 @@ def main() -> None:
             + f"{row['grid_sample / comer_d2']:8.2f}{row['grid_sample / operator only']:8.2f}",
             flush=True,
         )
-    print(" " * 42 + f"{'ViT-CoMer-S':>16}{'plain ViT-S':>16}   ratio")
+    return rows
+
+
+def compare_with_plain(count: int) -> list[dict]:
+    """The rows of `PLAIN_CASES`, printed as they come."""
+    rows = []
+    print(" " * 42 + "".join(f"{name:>16}" for name in (OURS, *RIVALS)) + "   ratios")
     for kind, direction in PLAIN_CASES:
-        row = measure_plain(kind, direction, options.rounds)
+        row = measure_plain(kind, direction, count)
         rows.append(row)
         print(
             f"{kind:20} {direction:21}"
             + "".join(f"{value:13.0f} ms" for value in row["milliseconds"].values())
-            + f"{row['ViT-CoMer-S / ViT-S']:8.2f}",
+            + "".join(f"{row[f'{OURS} / {rival}']:8.2f}" for rival in RIVALS),
             flush=True,
         )
+    return rows
+
+
+PARTS = {"operators": compare_operators, "plain": compare_with_plain}
+
+
+def main() -> None:
+    parser = rounds.parser(__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    options = parser.parse_args()
+    machine = rounds.start(options, "cpu")
+    rows = [row for part in options.parts for row in PARTS[part](options.rounds)]
     rounds.write(options, machine, rows)
 
 
