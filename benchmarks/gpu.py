@@ -26,6 +26,7 @@ from typing import Any
 
 import op
 
+NO_GPU = "No GPU: the same code runs at tiny sizes on this CPU, which measures and proves nothing."
 RESULTS = op.ROOT / "benchmarks" / "results"
 EXIT_CODES = {"ran": 0, "skipped": 0, "failed": 1}
 
@@ -139,9 +140,11 @@ def file_name(machine: dict[str, str]) -> str:
     return f"gpu_{card}_torch{torch_version}_cuda{machine['CUDA']}"
 
 
-def report(machine: dict[str, str], results: dict[str, dict[str, Any]]) -> str:
-    """One table of all targets, one of the parts, and each part's figures, as markdown."""
-    lines = [f"# {machine['device']}", ""]
+def report(
+    machine: dict[str, str], results: dict[str, dict[str, Any]], note: str | None = None
+) -> str:
+    """A note, one table of all targets, one of the parts, and each part's figures, as markdown."""
+    lines = [f"# {machine['device']}", "", *([note, ""] if note else [])]
     lines += [", ".join(f"{key} {value}" for key, value in machine.items() if key != "device"), ""]
     targets = [(part, t) for part, r in results.items() for t in r.get("targets", ())]
     rows = [
@@ -150,13 +153,13 @@ def report(machine: dict[str, str], results: dict[str, dict[str, Any]]) -> str:
             "target": target["name"],
             "measured": target["value"],
             "at most": target["limit"],
-            "": "met" if target["met"] else "MISSED",
+            "verdict": "met" if target["met"] else "MISSED",
         }
         for part, target in targets
     ]
     lines += ["## Targets", "", *(table(rows) if rows else ["None was measured."]), ""]
     parts = [
-        {"part": name, "": in_words(result), "seconds": result["seconds"]}
+        {"part": name, "outcome": in_words(result), "seconds": round(result["seconds"])}
         for name, result in results.items()
     ]
     lines += ["## Parts", "", *table(parts), ""]
@@ -171,7 +174,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     keys = list(dict.fromkeys(key for row in rows for key in row))
 
     def shown(value: Any) -> str:
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
+        text = f"{value:.3g}" if isinstance(value, float) else str(value)
+        return text.replace("|", "\\|").replace("\n", " ")
 
     lines = [
         keys,
@@ -207,12 +211,10 @@ def main() -> int:
     about = machine(device)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     if device == "cpu":
-        print(
-            "No GPU: the same code runs at tiny sizes on this CPU, which measures and proves nothing."
-        )
+        print(NO_GPU)
     minutes = options.minutes or (8 if gpu_parts.find_missing("detectron2") else 12)
     results = run_all(names, device, minutes)
-    text = report(about, results)
+    text = report(about, results, NO_GPU if device == "cpu" else None)
     print("\n" + text)
     folder = options.output or (RESULTS if device == "cuda" else op.ROOT / "build" / "gpu")
     path = folder / f"{file_name(about)}.json"

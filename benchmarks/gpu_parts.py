@@ -377,14 +377,19 @@ def token_convolution(device: str) -> Figures:
 STEP_TARGETS = {"S": (2.5, 1.9), "L": (1.9, 1.5)}
 
 
+def size_on(device: str, size: str) -> str:
+    """The size on a GPU; a tiny one on the CPU."""
+    return size if device == "cuda" else "tiny"
+
+
 def network(size: str, device: str, **arguments: Any) -> nn.Module:
-    """ViT-CoMer of a size; a tiny one on the CPU."""
-    return traffic.comer(size if device == "cuda" else "tiny", **arguments).to(device).train()
+    """ViT-CoMer of a size."""
+    return traffic.comer(size_on(device, size), **arguments).to(device).train()
 
 
 def plain_vit(size: str, device: str) -> nn.Module:
-    """timm's plain ViT of the size."""
-    return traffic.plain_vit(size if device == "cuda" else "tiny").to(device).train()
+    """timm's plain ViT of a size."""
+    return traffic.plain_vit(size_on(device, size)).to(device).train()
 
 
 def step(net: nn.Module, image: Tensor, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -482,7 +487,7 @@ def compare_steps(
     times = rounds.take_turns(calls, 1 if device == "cpu" else 15, device)
     rows = []
     for name, call in calls.items():
-        row: dict[str, Any] = {"network": f"{name}, {size}"}
+        row: dict[str, Any] = {"network": f"{name}, {size_on(device, size)}"}
         row["step, ms"] = statistics.median(times[name])
         if device == "cuda":
             row["of it the GPU works, ms"] = op.gpu_milliseconds(call, 2)

@@ -54,7 +54,9 @@ def test_the_command_says_what_it_skipped(tmp_path: Path) -> None:
     (written,) = tmp_path.glob("gpu_*_torch*_cuda*.json")
     found = json.loads(written.read_text())
     assert [found["parts"][name]["status"] for name in parts] == ["ran", "skipped"]
-    assert "| token convolution | ran |" in written.with_suffix(".md").read_text()
+    text = written.with_suffix(".md").read_text()
+    assert "| token convolution | ran |" in text
+    assert gpu.NO_GPU in text
 
 
 def test_a_part_that_takes_too_long_is_ended() -> None:
@@ -69,16 +71,17 @@ def test_missed_targets_and_failed_parts_are_named() -> None:
         {"name": t.name, "value": t.value, "limit": t.limit, "met": t.met} for t in (slow, fast)
     ]
     results = {
-        "build": {"status": "failed", "why": "no compiler", "seconds": 1.0},
+        "build": {"status": "failed", "why": "setup.py | no compiler", "seconds": 1.0},
         "eager steps": {"status": "ran", "rows": [], "targets": targets, "seconds": 1.0},
         "compute-sanitizer": {"status": "skipped", "why": "no GPU", "seconds": 0.1},
     }
     assert gpu.missed(results) == [
-        "build: no compiler",
+        "build: setup.py | no compiler",
         "eager steps: S, eager step to the plain ViT's is 2.6, more than 2.5",
     ]
     text = gpu.report({"device": "A card", "torch": "2.14"}, results)
     assert "| eager steps | S, eager step to the plain ViT's | 2.6 | 2.5 | MISSED |" in text
+    assert "| build | failed: setup.py \\| no compiler | 1 |" in text
 
 
 def test_targets_of_the_operator_are_ratios_of_their_own_runs(
