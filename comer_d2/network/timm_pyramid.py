@@ -1,5 +1,7 @@
 """Any hierarchical network of timm as maps of stride 4, 8, 16 and 32."""
 
+import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +18,9 @@ from .trunk import BlockRanges, Call, Stage, check_cover
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 LARGEST_STRIDE = max(STRIDES.values())
 # Networks of strides 4 to 32 whose attention or position table is made for one image size, and
-# those whose unpadded convolutions miss the strides: by timm's module, with what to take instead.
+# those whose unpadded convolutions miss the strides: by timm's module or model, with what to take instead.
 UNFIT = {
+    "bat_resnext26ts": "resnext26ts",
     "byoanet": "a ResNet, such as resnet50d",
     "coat": "pvt_v2_b2",
     "efficientformer": "pvt_v2_b2",
@@ -28,12 +31,15 @@ UNFIT = {
     "inception_v3": "resnet50d",
     "inception_v4": "resnet50d",
     "maxxvit": "davit_tiny or convnext_tiny",
+    "mvitv2": "pvt_v2_b2",
     "xception": "xception41p",
 }
 # Those that take images of any size once they are told not to compare it with their own; nor to leave
 # out the shift of windows where a map of that size is one window, as Swin's last is. Swin's detectors
 # shift in every stage.
 SIZE_CHECKING = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
+# What the network itself decides, or has as an argument of its own.
+SETTLED = ("drop_path_rate", "features_only", "in_chans", "out_indices", "pretrained")
 # Those whose stages are a change of size and then blocks, with room for ViT-CoMer in between.
 STAGED = (
     "convnext",
@@ -60,7 +66,7 @@ class TimmPyramid(nn.Module):
         in_chans: channels of the image.
         drop_path_rate: of its blocks; ``None`` leaves timm's default, which models without drop
             path need, and none to ViT-CoMer's branches.
-        arguments: more arguments of the timm model.
+        arguments: more arguments of the timm model, as ``window_size``.
 
     Attributes:
         arguments: of the timm model, all that were given.
@@ -68,8 +74,8 @@ class TimmPyramid(nn.Module):
         embed_dim: those at stride 16, which a ViT-CoMer around it has.
 
     Raises:
-        ValueError: if timm has no such model, or it does not give maps of strides 4 to 32 for
-            images of any size.
+        ValueError: if timm has no such model, it does not give maps of strides 4 to 32 for images
+            of any size, or it cannot be made with these arguments.
     """
 
     def __init__(
@@ -87,11 +93,19 @@ class TimmPyramid(nn.Module):
             given |= {"strict_img_size": False, "always_partition": True}
         if drop_path_rate is not None:
             given["drop_path_rate"] = drop_path_rate
-        given.update(plain(arguments or {}))
+        more = plain(arguments or {})
+        settled = sorted(more.keys() & set(SETTLED))
+        if settled:
+            raise ValueError(
+                f"arguments of {name} cannot have {', '.join(settled)}: in_chans and drop_path_rate are "
+                "given beside them, weights are loaded afterwards, and the maps are those of strides "
+                f"{list(STRIDES.values())}"
+            )
+        given |= more
         try:
             with torch.device("meta"):
                 features = timm.create_model(name, features_only=True, **given).feature_info
-        except (RuntimeError, TypeError, AttributeError) as error:
+        except Exception as error:  # whatever timm's constructor meets
             raise ValueError(f"timm cannot make {name} with {given}: {error}") from error
         strides = features.reduction()
         missing = [stride for stride in STRIDES.values() if stride not in strides]
@@ -300,13 +314,17 @@ def check_name(name: str) -> None:
         ValueError: if not.
     """
     if not is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
+        # Of timm:resnet50 and hf-hub:timm/resnet50, too.
+        architecture = re.split("[:/]", name)[-1].split(".")[0].lower()
+        names = timm.list_models()
+        longer = [known for known in names if architecture and known.startswith(architecture)]
+        near = longer[:5] or difflib.get_close_matches(architecture, names, n=5)
         raise ValueError(
             f"timm {timm.__version__} has no model {name!r}"
-            + (f"; near it: {', '.join(near)}" if near else "")
+            + (f"; near it: {', '.join(near)}" if near else "; timm.list_models() has its names")
         )
-    for module, instead in UNFIT.items():
-        if is_model_in_modules(name, [module]):
+    for unfit, instead in UNFIT.items():
+        if name.split(".")[0] == unfit or is_model_in_modules(name, [unfit]):
             raise ValueError(
                 f"{name} works at one image size only, or misses the strides 4, 8, 16 and 32: "
                 f"take {instead}"

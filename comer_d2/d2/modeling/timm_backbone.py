@@ -15,13 +15,14 @@ class TimmBackbone(Backbone):
     Args:
         name: of a timm model.
         out_features: names of the maps to return: some of res2, res3, res4, res5.
+        in_chans: channels of the image.
         drop_path_rate: of its blocks; ``None`` leaves timm's default.
         arguments: more arguments of the timm model, such as
             ``norm_layer`` or ``window_size``.
         square_pad: side in pixels that images are padded to at least; 0 for a multiple of 32.
 
     Raises:
-        ValueError: for a model without maps of strides 4 to 32 at any image size, or unknown
+        ValueError: as :class:`~comer_d2.network.timm_pyramid.TimmPyramid`, or for unknown
             ``out_features``.
     """
 
@@ -30,6 +31,7 @@ class TimmBackbone(Backbone):
         name: str,
         *,
         out_features: Sequence[str] = tuple(STRIDES),
+        in_chans: int = 3,
         drop_path_rate: float | None = None,
         arguments: Mapping[str, Any] | None = None,
         square_pad: int = 0,
@@ -40,7 +42,9 @@ class TimmBackbone(Backbone):
             raise ValueError(
                 f"out_features must be some of {list(STRIDES)}, got {list(out_features)}"
             )
-        self.trunk = TimmPyramid(name, drop_path_rate=drop_path_rate, arguments=arguments)
+        self.trunk = TimmPyramid(
+            name, in_chans=in_chans, drop_path_rate=drop_path_rate, arguments=arguments
+        )
         self.square_pad = square_pad
         # The names that Backbone.output_shape reads.
         self._out_features = list(out_features)
@@ -53,7 +57,7 @@ class TimmBackbone(Backbone):
         """Image -> the maps named in ``out_features``.
 
         Args:
-            image: (B, 3, h, w), normalised; any size.
+            image: (B, in_chans, h, w), normalised; any size.
 
         Returns:
             Name -> (B, C_i, ceil(h/s), ceil(w/s)), s the stride of that name.

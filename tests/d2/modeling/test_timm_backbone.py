@@ -42,6 +42,11 @@ def test_arguments_of_a_config_reach_timm() -> None:
     assert backbone.output_shape()["res5"].channels == 128
 
 
+def test_grey_images() -> None:
+    backbone = TimmBackbone("test_convnext", in_chans=1)
+    assert backbone(torch.zeros(1, 1, 40, 50))["res5"].shape == (1, 64, 2, 2)
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     """A parameter without one is an error under DistributedDataParallel."""
     for name in ("test_convnext", "swin_tiny_patch4_window7_224", "test_resnet", "test_mambaout"):
