@@ -15,8 +15,12 @@ import torch
 from detectron2.config import LazyConfig
 from huggingface_hub import ModelCard, ModelCardData
 from omegaconf import OmegaConf
+from torch import nn
 
 from ... import __version__
+from ...heads.eomt import EoMT
+from ...network import ViT, ViTCoMerNet
+from ...network.timm_pyramid import TimmPyramid
 from ...weights.files import write_weights
 from ..errors import UserError
 from ..predictor import HUB_WEIGHTS, Predictor, load
@@ -28,7 +32,7 @@ PROBE_SIDE = 96  # of the image that the written folder is compared on
 CARD = """\
 # {title}
 
-{kind} on ViT-CoMer, {parameters:.1f} M parameters, trained with comer_d2 {version}.
+{what}, {parameters:.1f} M parameters, trained with comer_d2 {version}.
 {metrics}
 **Classes** ({count}): {classes}
 
@@ -145,7 +149,6 @@ def _card(
     metrics: Mapping[str, Mapping[str, float | None]],
 ) -> ModelCard:
     cfg = model.cfg
-    kind = type(model.model).__name__
     table = "".join(
         f"| {task} {name} | {value:.2f} |\n"
         for task, found in metrics.items()
@@ -157,15 +160,16 @@ def _card(
     start = cfg.train.init_checkpoint
     starts = [start] if isinstance(start, str) else list(start or ())
     task = "semantic" if "sem_seg_head" in cfg.model else "instance"
+    has_comer = any(isinstance(module, ViTCoMerNet) for module in model.model.modules())
     data = ModelCardData(
         license=license,
         library_name="comer_d2",
-        tags=["vit-comer", "detectron2"],
+        tags=["vit-comer", "detectron2"] if has_comer else ["detectron2"],
         pipeline_tag=TASK_TAGS[task],
     )
     text = CARD.format(
         title=title,
-        kind=kind,
+        what=described(model.model),
         parameters=sum(p.numel() for p in model.model.parameters()) / 1e6,
         version=__version__,
         metrics=shown,
@@ -176,6 +180,22 @@ def _card(
         or "none: trained from scratch",
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def described(model: nn.Module) -> str:
+    """What a model is, for people: "GeneralizedRCNN on ViT-CoMer"."""
+    kind = type(model).__name__
+    for part in model.get_submodule("backbone").modules():  # what is around comes first
+        if isinstance(part, EoMT):
+            return f"EoMT ({kind})"
+        if isinstance(part, ViTCoMerNet):
+            around = f" around {part.vit.name}" if isinstance(part.vit, TimmPyramid) else ""
+            return f"{kind} on ViT-CoMer{around}"
+        if isinstance(part, TimmPyramid):
+            return f"{kind} on {part.name}"
+        if isinstance(part, ViT):
+            return f"{kind} on a plain ViT"
+    return kind
 
 
 def _dataset(cfg: Any) -> str:

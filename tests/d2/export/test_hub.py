@@ -7,11 +7,15 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from comer_d2 import load
 from comer_d2.__main__ import main
 from comer_d2.d2.errors import UserError
-from comer_d2.d2.export.hub import push
+from comer_d2.d2.export.hub import described, push
+from comer_d2.heads.eomt import EoMT
+from comer_d2.network import ViT, ViTCoMerNet
+from comer_d2.network.timm_pyramid import TimmPyramid
 from tests.d2.untrained import DETECTOR, write_digits, write_run
 
 
@@ -40,6 +44,8 @@ def test_folder_holds_the_model_and_nothing_of_this_machine(run: Path, tmp_path:
     card = huggingface_hub.ModelCard.load(shared / "README.md")
     assert card.data.license == "cc-by-4.0"
     assert "# Digits" in card.text
+    assert "\nGeneralizedRCNN on ViT-CoMer, " in card.text
+    assert card.data.tags == ["vit-comer", "detectron2"]
     assert "| bbox AP | 12.35 |" in card.text or "| bbox AP | 12.34 |" in card.text
     assert "AP-3" not in card.text
 
@@ -52,6 +58,28 @@ def test_folder_holds_the_model_and_nothing_of_this_machine(run: Path, tmp_path:
     write_evaluation(run, 8)  # of another checkpoint: no figures
     assert main(["export", str(run), str(tmp_path / "other"), *arguments]) == 0
     assert "12.3" not in (tmp_path / "other" / "README.md").read_text()
+
+
+def test_a_card_says_what_the_model_stands_on() -> None:
+    class Detector(nn.Module):
+        def __init__(self, backbone: nn.Module) -> None:
+            super().__init__()
+            self.backbone = backbone
+
+    def vit() -> ViT:
+        return ViT(embed_dim=8, depth=4, num_heads=2, window_block_indexes=())
+
+    small = {"stem_width": 8, "deform_num_heads": 4}
+    on_convnext = ViTCoMerNet(TimmPyramid("test_convnext"), vit_features="stages", **small)
+    for backbone, words in (
+        (ViTCoMerNet(vit(), mrfp_ratio=1.0, **small), "Detector on ViT-CoMer"),
+        (on_convnext, "Detector on ViT-CoMer around test_convnext"),
+        (nn.Sequential(TimmPyramid("test_convnext")), "Detector on test_convnext"),
+        (nn.Sequential(vit()), "Detector on a plain ViT"),
+        (EoMT(vit(), num_classes=2), "EoMT (Detector)"),
+        (nn.Identity(), "Detector"),
+    ):
+        assert described(Detector(backbone)) == words
 
 
 def test_a_folder_that_holds_something_is_left_alone(
