@@ -5,5 +5,5 @@ from ..common.models.timm_trunk import comer_on
 from .mask_rcnn_comer_s_1x import dataloader, lr_multiplier, optimizer, train
 
 # 384 channels at stride 16: the interactions are those of size S.
-comer_on(model.backbone.bottom_up, "S", "swin_tiny_patch4_window7_224", drop_path_rate=0.2)
+comer_on(model, "S", "swin_tiny_patch4_window7_224", drop_path_rate=0.2)
 optimizer.params.lr_decay_rate = 1.0

@@ -142,7 +142,7 @@ def test_other_backbones_have_the_parameters_that_the_model_zoo_names() -> None:
     rows = re.findall(
         r"^\| `(\w+)`.*? \| ([\d.]+)M \| ([\d.]+)M \| ([\d.]+) \|$", section, re.MULTILINE
     )
-    assert len(rows) == 19
+    assert len(rows) == 20
     for leaf, backbone, detector, drop_path in rows:
         cfg = load(f"COCO/{leaf}.py")
         model, node = build(cfg), cfg.model.backbone
@@ -161,6 +161,43 @@ def test_comer_on_swin_has_the_parameters_that_the_model_zoo_names() -> None:
     counts = [f"{count(module) / 1e6:.2f}" for module in (model.backbone.bottom_up, model)]
     assert counts == list(match.groups())
     assert model.backbone.bottom_up.interaction_indexes == [(2, 3), (4, 9), (10, 11)]
+
+
+@pytest.mark.parametrize(
+    ("leaf", "size", "name", "width"),
+    [
+        ("ADE20K/semantic/mask2former_comer_b.py", "S", "focalnet_tiny_srf", 384),
+        ("COCO/codino_comer_l.py", "S", "convnext_tiny", 384),
+    ],
+)
+def test_comer_on_a_pyramid_under_heads_that_read_its_maps(
+    leaf: str, size: str, name: str, width: int
+) -> None:
+    """A head that reads the maps has to know their width, which is the trunk's at stride 16."""
+    cfg = load(leaf)
+    common("timm_trunk", "comer_on")(cfg.model, size, name)
+    shapes = build(cfg).backbone.output_shape()
+    assert {shape.channels for shape in shapes.values()} == {width}
+    reader = cfg.model.head.neck if "head" in cfg.model else cfg.model.sem_seg_head.pixel_decoder
+    assert reader.in_channels == [width] * len(shapes)
+
+
+def common(file: str, name: str) -> Any:
+    return LazyConfig.load(str(CONFIGS / f"common/models/{file}.py"), name)
+
+
+def test_an_unknown_size_is_an_error_that_lists_them() -> None:
+    with pytest.raises(ValueError, match=r"one of T, S, B, L, SO400M, .*, 7B, got 'XL'"):
+        common("sizes", "vit_size")({}, "XL")
+    with pytest.raises(ValueError, match="one of T, S, B, L, got 'g'"):
+        common("eomt", "eomt_size")(None, "g")
+
+
+def test_label_maps_at_sizes_beyond_l() -> None:
+    cfg = load("ADE20K/semantic/upernet_comer_s.py")
+    common("upernet_comer", "upernet_size")(cfg.model, "7B")
+    assert cfg.model.backbone.mrfp_ratio == 1.0
+    assert cfg.model.sem_seg_head.in_channels == [4096] * 4
 
 
 @pytest.mark.parametrize("size", "tsbl")

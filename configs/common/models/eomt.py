@@ -9,16 +9,16 @@ from torch.nn import Identity
 from comer_d2.d2.modeling.eomt import EoMTBackbone
 
 from .mask2former_comer import coco_panoptic, model
-from .sizes import vit_size
+from .sizes import of_size, vit_size
 
 NUM_BLOCKS = {"T": 3, "S": 3, "B": 3, "L": 4}  # published: S, B and L
 
 
 def eomt_size(model, size):
-    """Gives EoMT one of the sizes; all blocks are global and drop nothing, as published."""
+    """Gives EoMT one of the sizes T to L; all blocks are global and drop nothing, as published."""
+    model.backbone.num_blocks = of_size(NUM_BLOCKS, size)
     vit_size(model.backbone.vit, size)
     model.backbone.vit.update(window_size=0, window_block_indexes=[], drop_path_rate=0.0)
-    model.backbone.num_blocks = NUM_BLOCKS[size]
 
 
 def dinov2_with_registers(vit):

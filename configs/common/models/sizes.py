@@ -41,6 +41,13 @@ def quarters(depth):
     return [[first, end - 1] for first, end in zip([0, *ends], ends)]
 
 
+def of_size(table, size):
+    """A table's row of a size, or an error that lists the sizes it has."""
+    if size not in table:
+        raise ValueError(f"size must be one of {', '.join(table)}, got {size!r}")
+    return table[size]
+
+
 def vit_size(vit, size):
     """Gives a plain ViT, or the ViT of a ViT-CoMer, one of the sizes.
 
@@ -48,7 +55,7 @@ def vit_size(vit, size):
     that have seen the whole image: every third block of 12 (2, 5, 8, 11), every sixth of 24 (5, 11,
     17, 23), as in ViTDet and ViT-Adapter.
     """
-    vit.update(VIT[size])
+    vit.update(of_size(VIT, size))
     vit.drop_path_rate = DROP_PATH_RATE[size]
     whole = [last for _, last in quarters(vit.depth)]
     vit.window_block_indexes = [i for i in range(vit.depth) if i not in whole]

@@ -11,10 +11,11 @@ from comer_d2.d2.modeling.semantic_tta import SemanticViews
 from comer_d2.heads.upernet import UPerNetHead
 
 from .mask_rcnn_comer import model as _mask_rcnn
-from .sizes import comer_size
+from .sizes import VIT, comer_size
 
-# MRFP's hidden channels in units of embed_dim: wider here than in detection (0.5)
-MRFP_RATIO = {"T": 6.0, "S": 1.5, "B": 1.0, "L": 6.0}
+# MRFP's hidden channels in units of embed_dim: wider here than in detection (0.5). 1.0 is B's; nothing is
+# published beyond L.
+MRFP_RATIO = dict.fromkeys(VIT, 1.0) | {"T": 6.0, "S": 1.5, "L": 6.0}
 
 
 def segmentation_comer(comer, size):
