@@ -18,17 +18,21 @@ def translations() -> dict[Callable, Callable]:
 def _nms(boxes: DOUBLE, scores: DOUBLE, iou_threshold: float) -> INT64:
     """`torchvision.ops.nms` of boxes that `suppress` moved apart by group, a multiple of APART each.
 
-    In float32 they would lose their fractions out there: groups move to just outside each other.
+    In float32 they would lose their fractions out there: groups move next to each other, row by row of a
+    square, so that thousands of them stay within float32's exact hundredths of a pixel.
     """
-    apart = op.Constant(value_float=float(APART))
-    apart = op.Cast(apart, to=DOUBLE.dtype)
+    apart = op.Cast(op.Constant(value_float=float(APART)), to=DOUBLE.dtype)
     half = op.Cast(op.Constant(value_float=0.5), to=DOUBLE.dtype)
+    one = op.Cast(op.Constant(value_float=1.0), to=DOUBLE.dtype)
     left = op.Slice(boxes, [0], [1], [1])
     group = op.Floor(op.Add(op.Div(left, apart), half))
     local = op.Sub(boxes, op.Mul(group, apart))
-    one = op.Cast(op.Constant(value_float=1.0), to=DOUBLE.dtype)
     step = op.Add(op.ReduceMax(local, keepdims=0), one)
-    packed = op.Cast(op.Add(local, op.Mul(group, step)), to=FLOAT.dtype)
+    columns = op.Ceil(op.Sqrt(op.Add(op.ReduceMax(group, keepdims=0), one)))
+    row = op.Floor(op.Div(group, columns))
+    column = op.Sub(group, op.Mul(row, columns))
+    corner = op.Mul(op.Concat(column, row, column, row, axis=1), step)
+    packed = op.Cast(op.Add(local, corner), to=FLOAT.dtype)
     chosen = op.NonMaxSuppression(
         op.Unsqueeze(packed, [0]),
         op.Unsqueeze(op.Cast(scores, to=FLOAT.dtype), [0, 1]),
