@@ -97,6 +97,12 @@ def export_program(
     except ValueError as error:
         raise UserError(str(error)) from error
     check_target(path, format)
+    largest = max(side for image in images for side in image.shape[1:])
+    if dynamic and largest > LARGEST_SIDE:
+        raise UserError(
+            f"an image has {largest} pixels along a side when it is prepared as the test data are, and a program "
+            f"of any size takes {LARGEST_SIDE}: use --fixed-size, or smaller test augmentations (--override)"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)

@@ -186,3 +186,19 @@ def test_upernet_at_any_size(tmp_path: Path) -> None:
         found = torch.export.load(exported.path).module()(torch.stack(images))["sem_seg"]
     for ours, theirs in zip(expected, found, strict=True):
         torch.testing.assert_close(theirs, ours["sem_seg"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "size, fit, message",
+    [
+        ((32, 5000), None, "5000 pixels along a side .* takes 4096: use --fixed-size"),
+        ((100, 96), None, "100 x 96 pixels: sides must be multiples of 32"),
+        ((50, 50), (100, 96), "100 x 96 pixels: sides must be multiples of 32"),
+    ],
+)
+def test_sizes_that_do_not_export(
+    size: tuple[int, int], fit: tuple[int, int] | None, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        export_program(build("atss"), tmp_path / "m.pt2", format="torch-export", images=photos(1, *size), dynamic=fit is None, fit=fit)  # fmt: skip
+    assert not list(tmp_path.iterdir())
