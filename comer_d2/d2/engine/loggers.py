@@ -84,7 +84,9 @@ class CSVWriter(EventWriter):
         if columns != self._columns or not os.path.exists(self._path):
             self._columns, self._read = columns, 0
             text = self._rows([dict(zip(columns, columns)), *self._new_records()])
-            write_atomically(self._path, lambda temporary: temporary.write_text(text))
+            write_atomically(
+                self._path, lambda temporary: temporary.write_text(text, encoding="utf-8")
+            )
         elif records:
             with open(self._path, "a", encoding="utf-8") as f:
                 f.write(self._rows(records))

@@ -20,6 +20,7 @@ STYLE = {
 }
 MOST_POINTS = 400  # of a line
 MOST_NAMED = 12  # lines with a name of their own
+MOST_LETTERS = 32  # of a name
 
 
 def lines(
@@ -99,7 +100,9 @@ def confusion(table: np.ndarray, names: Sequence[str], missed: str, extra: str) 
 
 
 def _literal(name: str) -> str:
-    """A name that matplotlib does not read as mathematics."""
+    """A name that leaves room for the plot, and that matplotlib does not read as mathematics."""
+    if len(name) > MOST_LETTERS:
+        name = name[: MOST_LETTERS - 1] + "…"
     return name.replace("$", r"\$")
 
 

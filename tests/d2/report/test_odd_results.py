@@ -19,6 +19,7 @@ from comer_d2.d2.data.panoptic import PanopticData
 from comer_d2.d2.data.panoptic_png import write_panoptic_png
 from comer_d2.d2.data.semantic import SemanticData
 from comer_d2.d2.evaluation.panoptic import match_segments, panoptic_quality
+from comer_d2.d2.report import plots
 from comer_d2.d2.report.instances import report_instances
 from comer_d2.d2.report.label_maps import report_label_maps
 from comer_d2.d2.report.page import write_page
@@ -183,3 +184,9 @@ def test_sorting_and_filtering_with_odd_names(tmp_path: Path) -> None:
         assert buttons.all_text_contents() == kinds
         buttons.nth(1).click()
         assert view.locator(".case").filter(visible=True).locator("b").all_text_contents() == ["1.png"]  # fmt: skip
+
+
+def test_a_long_name_leaves_room_for_its_plot() -> None:
+    text = plots.lines({"x" * 200: ([0, 1], [0, 1]), "y": ([0], [1])}, title="t", x="iteration")
+    assert f"{'x' * 31}…<" in text
+    assert "0.2<" not in text[text.index("matplotlib.axis_1") : text.index("matplotlib.axis_2")]
