@@ -47,13 +47,15 @@ FINETUNING = {
         "B": dict(lr=5e-5, lr_decay_rate=0.7, weight_decay=0.1),
         "L": dict(lr=6e-5, lr_decay_rate=0.8, weight_decay=0.1),
     },
-    "clip": {"B": dict(lr=1e-4, backbone_lr_factor=0.1, weight_decay=1e-4)},
+    "clip": {"B": dict(lr=1e-4, vit_lr_factor=0.1, weight_decay=1e-4)},
     "pe": {"G": dict(lr=5e-5, lr_decay_rate=0.9, weight_decay=0.1)},
 }
 
 
-def finetune(pretraining, size):
+def finetune(pretraining, size, optimizer=AdamW):
     """AdamW with the settings published for a pretraining: `optimizer = finetune("mae", "L")`.
+
+    For Mask2Former `finetune("dinov2", "L", Mask2FormerAdamW)`, which leaves its embeddings undecayed.
 
     Raises:
         ValueError: if none were found for it.
@@ -62,7 +64,7 @@ def finetune(pretraining, size):
     if not settings:
         known = ", ".join(f"{name} {'/'.join(rows)}" for name, rows in FINETUNING.items())
         raise ValueError(f"no published settings were found for {pretraining} {size}, but: {known}")
-    optimizer = deepcopy(AdamW)
+    optimizer = deepcopy(optimizer)
     optimizer.lr, optimizer.weight_decay = settings.pop("lr"), settings.pop("weight_decay")
     optimizer.params.update(settings)
     return optimizer

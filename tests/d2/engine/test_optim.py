@@ -12,8 +12,9 @@ from torch import nn
 from comer_d2.d2.engine.optim import get_param_groups, settle_fused, vit_parameters
 from comer_d2.d2.errors import UserError
 
-FINETUNING, finetune = LazyConfig.load(
-    str(Path(__file__).parents[3] / "configs" / "common" / "optim.py"), ("FINETUNING", "finetune")
+FINETUNING, Mask2FormerAdamW, finetune = LazyConfig.load(
+    str(Path(__file__).parents[3] / "configs" / "common" / "optim.py"),
+    ("FINETUNING", "Mask2FormerAdamW", "finetune"),
 )
 COCO = Path(__file__).parents[3] / "configs" / "COCO"
 
@@ -164,10 +165,17 @@ def test_settings_of_a_pretraining_reach_every_block(pretraining: str, size: str
     rates = hyperparameters(instantiate(cfg.optimizer))
     settings = FINETUNING[pretraining][size]
     block = model.backbone.bottom_up.vit.blocks[0].attn.proj.weight
-    head = model.roi_heads.box_head.fc1.weight
-    assert rates[head] == (settings["lr"], settings["weight_decay"])
-    slower = settings.get("lr_decay_rate", 1.0) ** 12 * settings.get("backbone_lr_factor", 1.0)
+    for new in (model.roi_heads.box_head.fc1.weight, model.backbone.bottom_up.upsample.weight):
+        assert rates[new] == (settings["lr"], settings["weight_decay"])
+    slower = settings.get("lr_decay_rate", 1.0) ** 12 * settings.get("vit_lr_factor", 1.0)
     assert rates[block][0] == pytest.approx(settings["lr"] * slower)
+
+
+def test_settings_of_a_pretraining_keep_what_mask2former_does_not_decay() -> None:
+    optimizer = finetune("dinov2", "L", Mask2FormerAdamW)
+    assert "query_feat" in optimizer.params.no_decay
+    assert (optimizer.lr, optimizer.params.lr_decay_rate) == (1e-4, 0.8)
+    assert Mask2FormerAdamW.params.lr_decay_rate == 1.0
 
 
 def test_a_pretraining_without_a_source_is_an_error() -> None:
@@ -187,8 +195,8 @@ def test_the_documented_settings_are_the_configs() -> None:
     documented: dict[str, dict[str, dict[str, float]]] = {}
     for pretraining, size, lr, slower, weight_decay in cells:
         settings = {"lr": float(lr), "weight_decay": float(weight_decay)}
-        if slower.startswith("backbone"):
-            settings["backbone_lr_factor"] = float(slower.split()[-1])
+        if slower.startswith("the ViT"):
+            settings["vit_lr_factor"] = float(slower.split()[-1])
         elif slower != "none":
             settings["lr_decay_rate"] = float(slower)
         documented.setdefault(pretraining, {})[size] = settings
