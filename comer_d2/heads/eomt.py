@@ -37,7 +37,7 @@ class EoMT(nn.Module):
 
     Raises:
         ValueError: if the ViT has too few blocks, windows in the last ones, or relative positions,
-            which queries have none of.
+            which queries have none of; or if there are no classes or queries.
     """
 
     def __init__(
@@ -47,6 +47,10 @@ class EoMT(nn.Module):
         if not 0 < num_blocks <= len(vit.blocks):
             raise ValueError(
                 f"num_blocks must be 1 to {len(vit.blocks)}, the depth of the ViT, got {num_blocks}"
+            )
+        if num_classes < 1 or num_queries < 1:
+            raise ValueError(
+                f"num_classes and num_queries must be at least 1, got {num_classes} and {num_queries}"
             )
         first = len(vit.blocks) - num_blocks
         for i, block in enumerate(vit.blocks[first:], start=first):

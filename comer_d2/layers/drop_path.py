@@ -13,9 +13,14 @@ class DropPath(TimmDropPath):
 
     Args:
         drop_prob: probability of dropping the branch.
+
+    Raises:
+        ValueError: if it is not in [0, 1].
     """
 
     def __init__(self, drop_prob: float = 0.0) -> None:
+        if not 0 <= drop_prob <= 1:  # NaN, too
+            raise ValueError(f"a drop path rate must be in [0, 1], got {drop_prob}")
         super().__init__(drop_prob)
         self.drops = drop_prob > 0
         self.keep_prob = torch.tensor(1 - drop_prob, device="cpu")  # one number is read anywhere

@@ -92,6 +92,8 @@ class TimmPyramid(nn.Module):
         if is_model_in_modules(name, SIZE_CHECKING):
             given |= {"strict_img_size": False, "always_partition": True}
         if drop_path_rate is not None:
+            if not 0 <= drop_path_rate <= 1:
+                raise ValueError(f"drop_path_rate must be in [0, 1], got {drop_path_rate}")
             given["drop_path_rate"] = drop_path_rate
         more = plain(arguments or {})
         settled = sorted(more.keys() & set(SETTLED))

@@ -231,7 +231,7 @@ class ViT(nn.Module):
             raise ValueError(f"rope must be one of {sorted(ROPE)} or None, got {rope!r}")
         if frozen_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"frozen_dtype must be 'float32' or 'bfloat16', got {frozen_dtype!r}")
-        if not 0 <= freeze_at <= depth:
+        if type(freeze_at) is not int or not 0 <= freeze_at <= depth:  # True is no number of blocks
             raise ValueError(
                 f"freeze_at must be 0 to {depth}, the depth of the ViT, got {freeze_at}"
             )

@@ -131,6 +131,8 @@ def test_rotary_positions_leave_queries_alone() -> None:
 def test_wrong_arguments_name_themselves() -> None:
     with pytest.raises(ValueError, match=r"num_blocks must be 1 to 4, .* got 5"):
         EoMT(make_vit(), num_classes=3, num_blocks=5)
+    with pytest.raises(ValueError, match="num_queries must be at least 1, got 3 and 0"):
+        EoMT(make_vit(), num_classes=3, num_queries=0)
     with pytest.raises(ValueError, match="block 2 is not"):
         EoMT(make_vit(window_size=2, window_block_indexes=[0, 2]), num_classes=3, num_blocks=2)
     with pytest.raises(ValueError, match=r"divide by 16.*\(1, 3, 30, 32\)"):

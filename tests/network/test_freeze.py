@@ -97,6 +97,7 @@ def test_an_unknown_type_is_an_error() -> None:
         make_net(4, frozen_dtype="float16")
 
 
-def test_more_blocks_than_there_are_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"freeze_at must be 0 to 4, .* got 5"):
-        make_net(5)
+@pytest.mark.parametrize("freeze_at", [5, -1, True, 1.5])
+def test_what_is_no_number_of_blocks_is_an_error(freeze_at: object) -> None:
+    with pytest.raises(ValueError, match=f"freeze_at must be 0 to 4, .* got {freeze_at}"):
+        make_net(freeze_at)

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from comer_d2.network import ViT, ViTCoMerNet
+from comer_d2.network.timm_pyramid import TimmPyramid
 from comer_d2.network.vit_attention import (
     Attention,
     RelativePositionAttention,
@@ -124,3 +125,11 @@ def test_a_vit_without_weights_gets_them_from_the_network():
     assert vit.is_drawn
     for tensor in (vit.pos_embed, vit.blocks[0].mlp.fc1.weight):
         assert 0.018 < tensor.std() < 0.022
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
+def test_a_drop_path_rate_is_a_probability(rate):
+    with pytest.raises(ValueError, match=r"drop path rate must be in \[0, 1\], got"):
+        ViT(embed_dim=24, depth=2, num_heads=3, window_block_indexes=(), drop_path_rate=rate)
+    with pytest.raises(ValueError, match=r"drop_path_rate must be in \[0, 1\], got"):
+        TimmPyramid("test_convnext", drop_path_rate=rate)
