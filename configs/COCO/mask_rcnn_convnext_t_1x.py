@@ -1,4 +1,4 @@
-"""A baseline: ConvNeXt-T of timm with the recipe of mask_rcnn_comer_s_1x.py. DINOv3's: `train.init_checkpoint=timm:convnext_tiny.dinov3_lvd1689m`"""
+"""A baseline: ConvNeXt-T of timm with the recipe of mask_rcnn_comer_s_1x.py."""
 
 from ..common.models.mask_rcnn_comer import model
 from ..common.models.timm_trunk import fpn_on
