@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""The ladder of docs/FINETUNING.md: what each part of the recipe gives on label maps of one's own.
+"""The ladder of docs/FINETUNING.md: what each part of a recipe gives on a few photos of one's own.
 
-make finetuning ARGS="--data camvid --vit dinov2_vits14.pth"
+make finetuning ARGS="--task instances --data balloon --vit vit_s14.pth"
+make finetuning ARGS="--task semantic --data camvid --vit vit_s14.pth"
 
-Every row is a run of train_net.py on configs/custom/upernet_comer_s_semantic.py; one that is there already is not run
-again. The table is printed, and written as table.md beside the runs.
+Every row is a run of train_net.py on one config of configs/custom; one that is there already is not run again. The
+table is printed, and written as table.md beside the runs.
 """
 
 import argparse
@@ -13,21 +14,92 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "configs/custom/upernet_comer_s_semantic.py"
-ONE_RATE = ["optimizer.lr=5e-4", "optimizer.params.vit_lr_factor=1.0"]
-# Row -> whether it starts from the pretrained ViT, and what it changes in the config.
-ROWS = {
-    "scratch": (False, ONE_RATE),
-    "scratch, the config's rates": (False, []),
-    "pretrained, one rate": (True, ONE_RATE),
-    "pretrained, layer decay 0.7": (True, [*ONE_RATE, "optimizer.params.lr_decay_rate=0.7"]),
-    "pretrained, the ViT frozen": (True, ["model.backbone.vit.freeze_at=12"]),
-    "pretrained, no CTI to V": (True, ["model.backbone.use_cti_to_v=false"]),
-    "pretrained (the config)": (True, []),
-    "pretrained, average of weights": (True, ["train.ema.enabled=true"]),
+
+
+COCO_FILES = {
+    "train_json": "train.json",
+    "train_images": "images",
+    "val_json": "val.json",
+    "val_images": "images",
 }
+LABEL_MAPS = {
+    "train_images": "train/images",
+    "train_masks": "train/masks",
+    "val_images": "val/images",
+    "val_masks": "val/masks",
+    "class_names": "classes.txt",
+}
+
+
+class Task(NamedTuple):
+    """What differs between kinds of labels."""
+
+    config: str  # of configs/custom
+    metrics: tuple[tuple[str, str], ...]  # task and name, as in evaluation.json
+    files: dict[str, str] = (
+        COCO_FILES  # key of `dataset` -> where that is in the folder of the data
+    )
+    comer: str = "model.backbone.bottom_up"  # where the config has its ViT-CoMer
+    one_rate: str = (
+        "1e-4"  # the rate, for 16 images an update, if the ViT learns as fast as the rest
+    )
+    image_size: int = 192  # pixels
+    iterations: int = 300
+    plain: str | None = None  # the config of the same heads on a plain ViT
+
+
+BOXES, MASKS, LABELS = ("bbox", "AP"), ("segm", "AP"), ("sem_seg", "mIoU")
+TASKS = {
+    "boxes": Task("faster_rcnn_comer_s_frozen", (BOXES,)),
+    "instances": Task("mask_rcnn_comer_s_frozen", (BOXES, MASKS), plain="mask_rcnn_vit_s_frozen"),
+    "semantic": Task(
+        "upernet_comer_s_semantic", (LABELS,), LABEL_MAPS, "model.backbone", "5e-4", 160, 200
+    ),
+}
+
+
+class Row(NamedTuple):
+    """A run: a config, whether it starts from the pretrained ViT, and what is changed in the config."""
+
+    config: str
+    pretrained: bool
+    changes: list[str]
+
+
+def rows_of(task: Task) -> dict[str, Row]:
+    """Name -> row of the task's ladder."""
+
+    def vit(freeze_at: int, dtype: str, to_v: bool, factor: float = 1.0) -> list[str]:
+        return [
+            f"{task.comer}.vit.freeze_at={freeze_at}",
+            f"{task.comer}.vit.frozen_dtype={dtype}",
+            f"{task.comer}.use_cti_to_v={to_v}",
+            f"optimizer.params.vit_lr_factor={factor}",
+        ]
+
+    trained = vit(0, "null", True)
+    one_rate = [*trained, f"optimizer.lr={task.one_rate}"]
+    slow = vit(0, "null", True, factor=0.02)
+    read = vit(12, "bfloat16", False)
+    changes = {
+        "scratch, one rate": one_rate,
+        "scratch, the config's rate": trained,
+        "pretrained, one rate": one_rate,
+        "pretrained, layer decay 0.7": [*one_rate, "optimizer.params.lr_decay_rate=0.7"],
+        "pretrained, the config's rate, the ViT at a fiftieth of it": slow,
+        "pretrained, the ViT frozen": vit(12, "null", True),
+        "pretrained, the ViT only read": read,
+        "that, and the average of weights": [*read, "train.ema.enabled=true"],
+    }
+    rows = {
+        name: Row(task.config, not name.startswith("scratch"), row) for name, row in changes.items()
+    }
+    if task.plain:
+        rows["plain ViT, pretrained, only read"] = Row(task.plain, True, [])
+    return rows
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,24 +107,36 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--task", required=True, choices=TASKS)
     parser.add_argument(
         "--data",
         required=True,
         type=Path,
-        help="a folder with train/ and val/, each with images/ and masks/, and classes.txt",
+        help="boxes and instances: a folder with train.json, val.json and images/; semantic: one with train/ and val/, "
+        "each with images/ and masks/, and classes.txt",
     )
     parser.add_argument("--vit", required=True, help="the pretrained ViT-S, a file or timm:<id>")
     parser.add_argument(
         "--output", type=Path, default=Path("output/finetuning"), help="(%(default)s)"
     )
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="(all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="(0 1)")
-    parser.add_argument("--image-size", type=int, default=160, help="pixels (%(default)s)")
-    parser.add_argument("--iterations", type=int, default=200, help="(%(default)s)")
+    parser.add_argument("--image-size", type=int, help="pixels (192; semantic: 160)")
+    parser.add_argument("--iterations", type=int, help="(300; semantic: 200)")
     parser.add_argument(
         "opts", nargs="*", metavar="key=value", help="changes of every run's config"
     )
-    return parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args()
+    known = rows_of(TASKS[args.task])
+    args.rows = args.rows or list(known)
+    if unknown := [row for row in args.rows if row not in known]:
+        parser.error(f"--rows: no {unknown[0]!r} among {', '.join(map(repr, known))}")
+    return args
+
+
+def path_of(config: str) -> str:
+    """The file of a config."""
+    return str(ROOT / "configs" / "custom" / f"{config}.py")
 
 
 def folder_of(row: str, seed: int) -> str:
@@ -60,22 +144,26 @@ def folder_of(row: str, seed: int) -> str:
     return "_".join([*re.findall(r"[A-Za-z0-9.]+", row), str(seed)])
 
 
-def run(args: argparse.Namespace, row: str, seed: int) -> float:
-    """Train and evaluate one row; returns its mIoU."""
-    output = args.output / folder_of(row, seed)
+def run(args: argparse.Namespace, row: str, seed: int) -> list[float]:
+    """Train and evaluate one row; returns the task's metrics."""
+    task = TASKS[args.task]
+    output = args.output / args.task / folder_of(row, seed)
     if not (output / "model_final.pth").exists():
-        pretrained, changes = ROWS[row]
-        command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(CONFIG)]
-        for split in ("train", "val"):
-            command += [
-                f"dataset.{split}_{kind}={args.data / split / kind}" for kind in ("images", "masks")
-            ]
-        command += [f"dataset.class_names={args.data / 'classes.txt'}"]
-        command += [f"dataset.image_size={args.image_size}", f"train.max_iter={args.iterations}"]
-        command += ["train.eval_period=0", f"train.seed={seed}", f"train.output_dir={output}"]
+        config, pretrained, changes = rows_of(task)[row]
+        command = [
+            sys.executable,
+            str(ROOT / "train_net.py"),
+            "--config-file",
+            path_of(config),
+        ]
+        command += [f"dataset.{key}={args.data / name}" for key, name in task.files.items()]
+        command += [f"dataset.image_size={args.image_size or task.image_size}"]
+        command += [f"train.max_iter={args.iterations or task.iterations}", "train.eval_period=0"]
+        command += [f"train.seed={seed}", f"train.output_dir={output}"]
         command += [f"train.init_checkpoint={args.vit}"] if pretrained else []
         subprocess.run([*command, *changes, *args.opts], check=True)
-    return json.loads((output / "evaluation.json").read_text())["results"]["sem_seg"]["mIoU"]
+    results = json.loads((output / "evaluation.json").read_text())["results"]
+    return [results[kind][name] for kind, name in task.metrics]
 
 
 def main() -> None:
@@ -84,10 +172,10 @@ def main() -> None:
     head = " | ".join(f"seed {seed}" for seed in args.seeds)
     lines = [f"| | {head} |", "|---|" + "---|" * len(args.seeds)]
     for row in args.rows:
-        values = [run(args, row, seed) for seed in args.seeds]
-        lines.append(f"| {row} | " + " | ".join(f"{value:.1f}" for value in values) + " |")
+        cells = [" / ".join(f"{v:.1f}" for v in run(args, row, seed)) for seed in args.seeds]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
     text = "\n".join(lines) + "\n"
-    (args.output / "table.md").write_text(text)
+    (args.output / args.task / "table.md").write_text(text)
     print(text)
 
 

@@ -1,18 +1,29 @@
-"""The ladder of docs/FINETUNING.md: every row has a folder that train_net.py takes."""
+"""The ladder of docs/FINETUNING.md: every row has a folder and a config that train_net.py takes."""
 
 import importlib.util
+
+import pytest
 
 from comer_d2.d2.engine.config import load_config
 from tests.d2.runs import ROOT
 
+spec = importlib.util.spec_from_file_location("finetuning", ROOT / "tools" / "finetuning.py")
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
 
-def test_folders_are_apart_and_overrides_hold_them() -> None:
-    spec = importlib.util.spec_from_file_location("finetuning", ROOT / "tools" / "finetuning.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    folders = [script.folder_of(row, seed) for row in script.ROWS for seed in (0, 1)]
-    assert len(set(folders)) == len(folders) == 2 * len(script.ROWS)
-    for row, folder in zip(script.ROWS, folders[::2], strict=True):
-        _, changes = script.ROWS[row]
-        cfg = load_config(str(script.CONFIG), [*changes, f"train.output_dir=out/{folder}"])
+
+@pytest.mark.parametrize("task", script.TASKS.values(), ids=list(script.TASKS))
+def test_folders_are_apart_and_overrides_hold_them(task: "script.Task") -> None:
+    rows = script.rows_of(task)
+    folders = [script.folder_of(row, seed) for row in rows for seed in (0, 1)]
+    assert len(set(folders)) == len(folders) == 2 * len(rows)
+    configs = {}
+    for row, folder in zip(rows, folders[::2], strict=True):
+        config, pretrained, changes = rows[row]
+        output = f"train.output_dir=out/{folder}"
+        cfg = load_config(script.path_of(config), [*changes, output])
         assert cfg.train.output_dir == f"out/{folder}"
+        cfg.train.output_dir = pretrained
+        configs[row] = str(cfg)
+    assert len(set(configs.values())) == len(rows)  # each row is another run
+    assert all(key in cfg.dataset for key in task.files)

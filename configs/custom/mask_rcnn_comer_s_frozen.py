@@ -1,0 +1,13 @@
+"""ViT-CoMer-S Mask R-CNN on a pretrained ViT-S that is only read, with the heads of mask_rcnn_comer_t.py.
+
+For tens of photos on a CPU; docs/FINETUNING.md has what each choice gave.
+"""
+
+from ..common.models.sizes import comer_size, freeze
+from .mask_rcnn_comer_t import dataloader, dataset, lr_multiplier, model, optimizer, train
+
+_comer = model.backbone.bottom_up
+comer_size(_comer, "S")
+freeze(_comer)
+_comer.vit.pretrain_img_size = 592  # 37 x 37 positions: DINOv2's 518 / 14, at patch 16
+optimizer.lr = 8e-4
