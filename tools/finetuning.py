@@ -80,9 +80,9 @@ def rows_of(task: Task) -> dict[str, Row]:
             f"optimizer.params.vit_lr_factor={factor}",
         ]
 
-    trained = vit(0, "null", True)
+    trained = vit(0, "float32", True)
     one_rate = [*trained, f"optimizer.lr={task.one_rate}"]
-    slow = vit(0, "null", True, factor=0.02)
+    slow = vit(0, "float32", True, factor=0.02)
     read = vit(12, "bfloat16", False)
     changes = {
         "scratch, one rate": one_rate,
@@ -90,7 +90,7 @@ def rows_of(task: Task) -> dict[str, Row]:
         "pretrained, one rate": one_rate,
         "pretrained, layer decay 0.7": [*one_rate, "optimizer.params.lr_decay_rate=0.7"],
         "pretrained, the config's rate, the ViT at a fiftieth of it": slow,
-        "pretrained, the ViT frozen": vit(12, "null", True),
+        "pretrained, the ViT frozen": vit(12, "float32", True),
         "pretrained, the ViT only read": read,
         "that, and the average of weights": [*read, "train.ema.enabled=true"],
     }

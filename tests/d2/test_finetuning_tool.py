@@ -3,6 +3,9 @@
 import importlib.util
 
 import pytest
+import torch
+from detectron2.config import instantiate
+from omegaconf import DictConfig
 
 from comer_d2.d2.engine.config import load_config
 from tests.d2.runs import ROOT
@@ -10,6 +13,11 @@ from tests.d2.runs import ROOT
 spec = importlib.util.spec_from_file_location("finetuning", ROOT / "tools" / "finetuning.py")
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
+
+
+def _vit_of(cfg: DictConfig) -> DictConfig:
+    backbone = cfg.model.backbone
+    return backbone.get("net") or backbone.get("bottom_up", backbone).vit
 
 
 @pytest.mark.parametrize("task", script.TASKS.values(), ids=list(script.TASKS))
@@ -23,6 +31,8 @@ def test_folders_are_apart_and_overrides_hold_them(task: "script.Task") -> None:
         output = f"train.output_dir=out/{folder}"
         cfg = load_config(script.path_of(config), [*changes, output])
         assert cfg.train.output_dir == f"out/{folder}"
+        with torch.device("meta"):
+            instantiate(_vit_of(cfg))
         cfg.train.output_dir = pretrained
         configs[row] = str(cfg)
     assert len(set(configs.values())) == len(rows)  # each row is another run
