@@ -10,4 +10,3 @@ _comer = model.backbone.bottom_up
 comer_size(_comer, "S")
 freeze(_comer)
 _comer.vit.pretrain_img_size = 592  # 37 x 37 positions: DINOv2's 518 / 14, at patch 16
-optimizer.lr = 8e-4

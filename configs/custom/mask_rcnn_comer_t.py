@@ -4,7 +4,6 @@ from ..common.models.sizes import comer_size
 from .mask_rcnn_comer_s import dataloader, dataset, lr_multiplier, model, optimizer, train
 
 comer_size(model.backbone.bottom_up, "T")
-optimizer.params.lr_decay_rate = 1.0
 dataset.image_size = 320
 
 CHANNELS = 128

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import instantiate
+from omegaconf import OmegaConf
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from comer_d2.d2.cli import main
 from comer_d2.d2.commands.convert import main as convert
 from comer_d2.d2.engine.checkpoint import load_checkpoint, read_checkpoint
 from comer_d2.d2.engine.config import load_config
+from comer_d2.d2.engine.run import warn_of_noise
 from comer_d2.d2.errors import UserError
 from comer_d2.d2.predictor import load
 from comer_d2.weights import WeightsError, load_weights
@@ -177,10 +179,21 @@ def test_from_such_a_checkpoint_on(run: Path, tmp_path: Path) -> None:
     assert f"{PREFIX}blocks.0.attn.proj.weight" in state["model"]
 
 
-def test_without_a_file_to_name_everything_is_held(run: Path, tmp_path: Path) -> None:
+def test_without_a_file_to_name_everything_is_held(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
     state = train(run, tmp_path / "run", *FROZEN)
+    assert (
+        "The ViT's weights are random, and stay nearly so: it is frozen." in capfd.readouterr().out
+    )
     assert "frozen_vit" not in state
     assert f"{PREFIX}blocks.0.attn.proj.weight" in state["model"]
+
+
+def test_a_slow_vit_of_random_weights_is_told(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cfg = OmegaConf.create({"optimizer": {"params": {"vit_lr_factor": 0.02}}})
+    warn_of_noise(cfg, model_of(run, f"{VIT}.freeze_at=0"))
+    assert "it is at 0.02 of the rate" in caplog.text
 
 
 def test_two_processes_do_not_wait_for_gradients_of_it(run: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from .early_stopping import EarlyStopping
 from .evaluation import evaluate
 from .hooks import Checkpoints, Evaluation, FrozenStart, Reports
 from .interrupt import InterruptFlag
-from .optim import settle_fused, vit_parameters
+from .optim import VIT_BLOCK, settle_fused, vit_parameters
 from .output_folder import describe, locked, make_writable, remove_half_written
 from .overrides import override_keys
 from .progress import EVALUATED, Forecast, MetricsFile, RecentMetrics, Throughput, Writers, writers
@@ -226,10 +226,11 @@ def train(
                 folder.frozen = frozen_source(
                     trainer.bare_model, loaded, cfg.train.init_family, cfg.train.init_allow
                 )
+        else:
+            warn_of_noise(cfg, trainer.bare_model)
         if comm.is_main_process():
-            save_config(
-                written
-            )  # not earlier: the folder of a run that is not gone on with stays as it is
+            # Not earlier: the folder of a run that is not gone on with stays as it is.
+            save_config(written)
         record_metrics(cfg, trainer, evaluation, start)
         if report and comm.is_main_process():
             trainer.register_hooks([Reports(evaluation, report)])
@@ -241,6 +242,24 @@ def train(
                 f"{checkpoints.last_written} is complete. To go on:\n  {_resume_command()}",
             )
     return evaluation.results
+
+
+def warn_of_noise(cfg: DictConfig, model: nn.Module) -> None:
+    """Say so if the config takes the ViT for a pretrained one, and it is not."""
+    factor = cfg.optimizer.params.get("vit_lr_factor", 1.0)
+    blocks = (p for name, p in model.named_parameters() if VIT_BLOCK.match(name))
+    if not all(parameter.requires_grad for parameter in blocks):
+        kept, change = "frozen", "the ViT's freeze_at=0"
+    elif factor < 0.5:
+        kept, change = f"at {factor:g} of the rate", "optimizer.params.vit_lr_factor=1"
+    else:
+        return
+    logger.warning(
+        "The ViT's weights are random, and stay nearly so: it is %s. Set train.init_checkpoint to a pretrained ViT, "
+        "or %s to train from scratch",
+        kept,
+        change,
+    )
 
 
 def record_metrics(cfg: DictConfig, trainer: Trainer, evaluation: Evaluation, start: int) -> None:
