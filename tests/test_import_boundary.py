@@ -90,7 +90,10 @@ ROOMS = (
     ("network",),
     ("heads",),
     ("weights",),
-    ("d2.errors",),
+    (
+        "d2.errors",
+        "d2.new_folder",
+    ),
     ("d2.data", "d2.modeling", "d2.evaluation", "d2.visualization"),
     ("d2.engine",),
     ("d2.image_input", "d2.results", "d2.predictor", "d2.tiling", "d2.video", "d2.comparison"),

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 # From Detectron2's sources under current setuptools and torch; nothing a user could act on. They
@@ -47,19 +47,29 @@ Ctrl-C and SIGTERM finish the step and write a checkpoint; --resume goes on from
 COMER_D2_TRACEBACK=1 shows where an error came from."""
 
 
-def config_parser(description: str | None, **kwargs: str) -> argparse.ArgumentParser:
-    """A parser of command lines that name a config.
+def command_parser(prog: str | None, description: str, examples: str) -> argparse.ArgumentParser:
+    """A parser of a command's line.
 
     Args:
-        description: what the program does.
-        **kwargs: other arguments of ArgumentParser.
+        prog: the command's name; None: this process's.
+        description: what it does.
+        examples: shown below the options, as they are.
+    """
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def config_parser(prog: str | None, description: str, examples: str) -> argparse.ArgumentParser:
+    """As `command_parser`, for command lines that name a config.
 
     Returns:
         A parser with --config-file; `config_of` reads what it parsed.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
-    )
+    parser = command_parser(prog, description, examples)
     parser.add_argument(
         "--config-file", required=True, metavar="FILE", help="a .py config, or a run's config.yaml"
     )
@@ -88,6 +98,21 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 def config_of(args: argparse.Namespace) -> DictConfig:
     """The config that a command line names, with its overrides; see `load_config`."""
     return load_config(args.config_file, args.opts, allow_targets=args.allow_target)
+
+
+def refuse_unused(args: argparse.Namespace, unused: Mapping[str, str]) -> None:
+    """Let no option be given in vain.
+
+    Args:
+        args: a command line; an option that was not given is None, false or an empty list there.
+        unused: options that would have no effect, as `args` has them -> what they are for.
+
+    Raises:
+        UserError: one of them was given.
+    """
+    for name, what in unused.items():
+        if getattr(args, name) not in (None, False, []):
+            raise UserError(f"--{name.replace('_', '-')} is for {what}")
 
 
 def run_tool(main: Callable[[], int | None], program: str | None = None) -> int:
@@ -127,11 +152,7 @@ def parse_arguments(
         config_file, num_gpus, num_machines, machine_rank, dist_url, resume, eval_only, opts. Flags
         and overrides may come in any order.
     """
-    parser = config_parser(
-        "Train or evaluate the model that a LazyConfig describes.",
-        prog=prog,
-        epilog=EPILOG,
-    )
+    parser = config_parser(prog, "Train or evaluate the model that a LazyConfig describes.", EPILOG)
     parser.add_argument(
         "--resume",
         action="store_true",

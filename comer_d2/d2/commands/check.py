@@ -10,6 +10,7 @@ from ..data.check import find_problems, write_repaired
 from ..data.custom import check_dataset, register_dataset
 from ..data.statistics import describe
 from ..engine.checks import dataset_names
+from ..engine.overrides import typed_overrides
 
 EXAMPLE = """\
 examples:
@@ -29,10 +30,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         The exit code: 1 when something is wrong with the data.
     """
     parser = config_parser(
+        prog,
         "Read every image and annotation of a config's data once, and list all that is wrong; where "
         "nothing is, tell what there is: classes, sizes, copies.",
-        prog=prog,
-        epilog=EXAMPLE,
+        EXAMPLE,
     )
     parser.add_argument(
         "--repaired",
@@ -48,7 +49,9 @@ def check(args: argparse.Namespace) -> int:
     """Check what a command line names."""
     cfg = config_of(args)
     if args.repaired:
-        print("\n".join(write_repaired(cfg, args.repaired)))
+        lines, keys = write_repaired(cfg, args.repaired)
+        written = typed_overrides({f"dataset.{key}": path for key, path in keys.items()})
+        print("\n".join([*lines, f"written: {written}"]))
         return 0
     problems = find_problems(cfg)
     if problems:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ..cli import run_tool
+from ..cli import command_parser, run_tool
 from ..comparison import compare
 from ..data.custom import resolve_dataset
 from ..engine.checks import dataset_names
@@ -34,11 +34,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 def parse_arguments(argv: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
     """Read the command line; see EXAMPLE."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Draw the first images of the test dataset: ground truth beside prediction.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        prog,
+        "Draw the first images of the test dataset: ground truth beside prediction.",
+        EXAMPLE,
     )
     add_model_arguments(parser)
     parser.add_argument("--output", default="predictions.png", help="picture (%(default)s)")

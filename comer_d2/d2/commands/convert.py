@@ -38,10 +38,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 def parse_arguments(argv: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
     """Read the command line; see EXAMPLE."""
     parser = config_parser(
+        prog,
         "Convert weights for a config's model, to the names here or to the authors', and print what "
         "went where.",
-        prog=prog,
-        epilog=EXAMPLE,
+        EXAMPLE,
     )
     parser.add_argument("source", metavar="SRC", help="a checkpoint file, or timm:<model id>")
     parser.add_argument(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ..cli import run_tool
+from ..cli import command_parser, run_tool
 from ..demo import build_demo
 from ..errors import UserError
 from .model import add_model_arguments, model_of, validation_images
@@ -27,11 +27,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Serve a page: drop a photo, slide the threshold, see what is found.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        prog,
+        "Serve a page: drop a photo, slide the threshold, see what is found.",
+        EXAMPLE,
     )
     add_model_arguments(parser, thresholds=False)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")

@@ -8,6 +8,7 @@ from pathlib import Path
 from .. import cli
 from ..engine.overrides import text_override
 from ..predictor import find_checkpoint, find_config
+from .model import add_checkpoint
 
 EXAMPLE = """\
 examples:
@@ -31,22 +32,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 def parse_arguments(argv: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
     """Read the command line; see EXAMPLE."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Measure a model on its config's test data; writes evaluation.json into "
-        "train.output_dir.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = cli.command_parser(
+        prog,
+        "Measure a model on its config's test data; writes evaluation.json into train.output_dir.",
+        EXAMPLE,
     )
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a run's output folder (its model_best.pth, or else model_final.pth), or a checkpoint",
-    )
-    parser.add_argument(
-        "--config-file", metavar="FILE", help="its config (the config.yaml beside the checkpoint)"
-    )
-    cli.add_allow_target(parser)
+    add_checkpoint(parser, parser)
     parser.add_argument(
         "--num-gpus", type=int, metavar="N", help="processes, one GPU each (default 1)"
     )

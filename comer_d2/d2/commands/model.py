@@ -9,7 +9,20 @@ from omegaconf import OmegaConf
 from ..cli import add_allow_target
 from ..data.images import IMAGE_ENDINGS
 from ..errors import UserError
-from ..predictor import DEFAULT_THRESHOLD, DTYPES, Predictor, Threshold, load
+from ..predictor import DEFAULT_THRESHOLD, DTYPES, Predictor, Threshold, load, thresholds_of
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, group: argparse._ActionsContainer) -> None:
+    """Add a trained model, and to `group` where its config is."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a run's output folder (its model_best.pth, or else model_final.pth), or a checkpoint",
+    )
+    group.add_argument(
+        "--config-file", metavar="FILE", help="its config (the config.yaml beside the checkpoint)"
+    )
+    add_allow_target(group)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, thresholds: bool = True) -> None:
@@ -19,16 +32,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, thresholds: bool = T
         parser: of a command.
         thresholds: whether thresholds are given on the command line.
     """
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a run's output folder (its model_best.pth, or else model_final.pth), or a checkpoint",
-    )
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--config-file", metavar="FILE", help="its config (the config.yaml beside the checkpoint)"
-    )
-    add_allow_target(group)
+    add_checkpoint(parser, group)
     group.add_argument(
         "--override",
         action="append",
@@ -80,8 +85,6 @@ def model_of(args: argparse.Namespace) -> Predictor:
 
 def threshold_of(args: argparse.Namespace, model: Predictor) -> Threshold:
     """The thresholds that a command line asks for."""
-    if not args.class_threshold:
-        return args.threshold
     given = {}
     for entry in args.class_threshold:
         name, _, value = entry.rpartition("=")
@@ -89,7 +92,11 @@ def threshold_of(args: argparse.Namespace, model: Predictor) -> Threshold:
             given[name] = float(value)
         except ValueError as error:
             raise UserError(f"--class-threshold {entry}: a class and a number, such as {model.class_names[0]}=0.3") from error  # fmt: skip
-    return dict.fromkeys(model.class_names, args.threshold) | given
+    threshold = (
+        dict.fromkeys(model.class_names, args.threshold) | given if given else args.threshold
+    )
+    thresholds_of(threshold, model.class_names)  # before anything is written
+    return threshold
 
 
 def validation_images(model: Predictor, count: int) -> list[Path]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ..cli import run_tool
+from ..cli import command_parser, run_tool
 from ..export.hub import push
 
 EXAMPLE = """\
@@ -23,11 +23,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Upload a model's folder to the Hugging Face hub.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        prog,
+        "Upload a model's folder to the Hugging Face hub.",
+        EXAMPLE,
     )
     parser.add_argument("folder", type=Path, help="made by comer-d2 export --format hub")
     parser.add_argument("repository", help="user/name; a new one is private")

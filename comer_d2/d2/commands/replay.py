@@ -30,11 +30,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Compute a recorded training step again: losses, gradients, and where a NaN comes up first.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = cli.command_parser(
+        prog,
+        "Compute a recorded training step again: losses, gradients, and where a NaN comes up first.",
+        EXAMPLE,
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="step_<iteration>.pth of a run")
     parser.add_argument(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ..cli import add_allow_target, run_tool
+from ..cli import add_allow_target, command_parser, run_tool
 from ..data.custom import resolve_dataset
 from ..engine.config import load_config
 from ..engine.overrides import text_override
@@ -26,12 +26,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Write a page on a run: curves, tables by class, the images it does worst on. "
+    parser = command_parser(
+        prog,
+        "Write a page on a run: curves, tables by class, the images it does worst on. "
         "Training and `comer-d2 eval` write it themselves.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLE,
     )
     parser.add_argument("folder", type=Path, help="a run's output folder, which was evaluated")
     add_allow_target(parser)

@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         The exit code.
     """
     parser = config_parser(
+        prog,
         "Draw a config's images with their annotations, as they are read for training.",
-        prog=prog,
-        epilog=EXAMPLE,
+        EXAMPLE,
     )
     parser.add_argument("--split", choices=("train", "val"), default="train", help="(%(default)s)")
     parser.add_argument("--count", type=int, default=12, help="number of images (%(default)s)")

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ..cli import run_tool
+from ...weights.files import write_atomically
+from ..cli import command_parser, run_tool
 from ..data.formats.coco import read_coco_file
 from ..data.split_coco import split_coco
+from ..engine.overrides import typed_overrides
 from ..errors import UserError
 
 EXAMPLE = """\
@@ -27,12 +29,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Split a COCO json in two, with like shares of every class. Copies of an image "
+    parser = command_parser(
+        prog,
+        "Split a COCO json in two, with like shares of every class. Copies of an image "
         "stay together.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLE,
     )
     parser.add_argument("json", type=Path, help="COCO annotations")
     parser.add_argument("output", type=Path, help="folder for train.json and val.json")
@@ -54,7 +55,9 @@ def split(args: argparse.Namespace) -> None:
         whole.content, args.images, share=args.val, seed=args.seed, group=args.group
     )
     args.output.mkdir(parents=True, exist_ok=True)
-    for path, content in zip(targets, parts):
-        path.write_text(json.dumps(content), encoding="utf-8")
-        lines.append(f"dataset.{path.stem}_json={path} dataset.{path.stem}_images={args.images}")
+    for path, content in zip(targets, parts, strict=True):
+        text = json.dumps(content)
+        write_atomically(path, lambda temporary, text=text: temporary.write_text(text))
+        key = f"dataset.{path.stem}"
+        lines.append(typed_overrides({f"{key}_json": path, f"{key}_images": args.images}))
     print("\n".join(lines))

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..new_folder import new_folder
 from .custom import kind_of, kind_of_config
 from .kind import SPLITS, DatasetError, check_settings
 
@@ -57,23 +58,26 @@ def find_wrong_records(name: str, *, progress: bool = True) -> list[str]:
     return problems
 
 
-def write_repaired(cfg: DictConfig, folder: Path) -> list[str]:
+def write_repaired(cfg: DictConfig, folder: Path) -> tuple[list[str], dict[str, Path]]:
     """Write a copy of the user's own annotations without what can be repaired or has to be left out.
 
     Args:
         cfg: a whole LazyConfig with `dataset`.
-        folder: where to; it is made, and has to be empty.
+        folder: where to: a new or an empty one.
 
     Returns:
-        What was done.
+        What was done, and what keys of `dataset` take the copy by.
 
     Raises:
         DatasetError: what cannot be repaired, or the folder holds something.
     """
     if "dataset" not in cfg:
         raise DatasetError("only data of your own are repaired: the config has no `dataset`")
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise DatasetError(f"{folder} is not empty: choose another folder")
     kind = kind_of_config(cfg)
-    return [line for split in SPLITS for line in kind.write_repaired(cfg, split, folder)]
+    lines, keys = [], {}
+    with new_folder(folder) as part:
+        for split in SPLITS:
+            notes, names = kind.write_repaired(cfg, split, part)
+            lines += notes
+            keys |= {key: folder / name for key, name in names.items()}
+    return lines, keys

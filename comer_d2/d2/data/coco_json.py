@@ -101,7 +101,7 @@ def read_coco(
             annotation["id"] = f"number {number}"
     check_files(found, Path(images), max_bad_images, decode=decode, title=title)
     check_categories(found, {annotation["category_id"] for annotation in content["annotations"]})
-    _check_annotations(found, need_masks, repair)
+    check_annotations(found, need_masks, repair)
     _complete(found)
     return found
 
@@ -276,7 +276,8 @@ def check_categories(found: CocoFile, used: set[int]) -> None:
     )
 
 
-def _check_annotations(found: CocoFile, need_masks: bool, repair: bool) -> None:
+def check_annotations(found: CocoFile, need_masks: bool, repair: bool) -> None:
+    """Look at objects and their places; arguments as of `read_coco`."""
     content, findings = found.content, found.findings
     annotations = content["annotations"]
     without = [a for a in annotations if a.get("iscrowd") is None]

@@ -104,12 +104,14 @@ class InstanceData(DatasetKind):
         return {"instances": instances}
 
     @staticmethod
-    def write_repaired(cfg: DictConfig, split: str, folder: Path) -> list[str]:
+    def write_repaired(
+        cfg: DictConfig, split: str, folder: Path
+    ) -> tuple[list[str], dict[str, str]]:
         file = _read(cfg, split, decode=True, repair=True)
         check_problems(cfg.dataset, {_key(cfg.dataset, split): file.findings}, None)
-        path = folder / f"{split}.json"
-        path.write_text(json.dumps(file.content), encoding="utf-8")
-        return [*file.notes, f"written: {path} (use it with dataset.{split}_json={path})"]
+        name = f"{split}.json"
+        (folder / name).write_text(json.dumps(file.content), encoding="utf-8")
+        return file.notes, {f"{split}_json": name}
 
 
 def _read(cfg: DictConfig, split: str, *, decode: bool, repair: bool | None = None) -> CocoFile:

@@ -116,7 +116,9 @@ class DatasetKind(ABC):
 
     @staticmethod
     @abstractmethod
-    def write_repaired(cfg: DictConfig, split: str, folder: Path) -> list[str]:
+    def write_repaired(
+        cfg: DictConfig, split: str, folder: Path
+    ) -> tuple[list[str], dict[str, str]]:
         """Write one split of `cfg.dataset` without what can be repaired or has to be left out.
 
         Args:
@@ -125,7 +127,7 @@ class DatasetKind(ABC):
             folder: where to.
 
         Returns:
-            What was done, and how to use it.
+            What was done, and key of `dataset` -> the path below `folder` that it is now.
         """
 
     def read(self, record: dict[str, Any]) -> None:

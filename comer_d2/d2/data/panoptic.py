@@ -139,12 +139,14 @@ class PanopticData(DatasetKind):
         }
 
     @staticmethod
-    def write_repaired(cfg: DictConfig, split: str, folder: Path) -> list[str]:
+    def write_repaired(
+        cfg: DictConfig, split: str, folder: Path
+    ) -> tuple[list[str], dict[str, str]]:
         file = _read(cfg.dataset, split, decode=True)
         check_problems(cfg.dataset, {_key(cfg.dataset, split): file.findings}, None)
-        path = folder / f"{split}.json"
-        path.write_text(json.dumps(file.content), encoding="utf-8")
-        return [*file.notes, f"written: {path} (use it with dataset.{split}_json={path})"]
+        name = f"{split}.json"
+        (folder / name).write_text(json.dumps(file.content), encoding="utf-8")
+        return file.notes, {f"{split}_json": name}
 
 
 def _key(dataset: DictConfig, split: str) -> str:

@@ -112,7 +112,9 @@ class SemanticData(DatasetKind):
         return {"sem_seg": SemanticLabels(self.name)(record)}
 
     @staticmethod
-    def write_repaired(cfg: DictConfig, split: str, folder: Path) -> list[str]:
+    def write_repaired(
+        cfg: DictConfig, split: str, folder: Path
+    ) -> tuple[list[str], dict[str, str]]:
         dataset = cfg.dataset
         table = class_table(len(_class_names(dataset)), [dataset.get("ignore_label", IGNORE_LABEL)])
         found = _check_split(dataset, split, table, decode=True)
@@ -122,11 +124,12 @@ class SemanticData(DatasetKind):
                 target = folder / split / kind / path.relative_to(sources[kind])
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
-        return [
+        notes = [
             *(f"{split}: left out: {line}" for line in found.findings.lines(None)),
             *(f"{split}: {note}" for note in found.notes),
-            f"written: {len(found.pairs)} images and label maps in {folder / split}",
+            f"{split}: {len(found.pairs)} images with label maps",
         ]
+        return notes, {f"{split}_{kind}": f"{split}/{kind}" for kind in sources}
 
 
 def _class_names(dataset: DictConfig) -> list[str]:

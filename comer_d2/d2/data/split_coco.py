@@ -11,7 +11,8 @@ import numpy as np
 
 from ..errors import UserError
 
-FOLDS = 20  # the validation part is some of them
+FOLDS = 20  # at least; the validation part is some of them
+MOST_FOLDS = 200  # each costs a look at every group
 
 
 def split_coco(
@@ -52,17 +53,21 @@ def split_coco(
     for annotation in content["annotations"]:
         of_image[annotation["image_id"]].append(annotation["category_id"])
     rarest = [min(of_image[p["id"]], key=total.__getitem__, default=-1) for p in pictures]
-    folds = min(FOLDS, len(set(groups)))
+    smaller = min(share, 1 - share)
+    folds = min(max(FOLDS, round(2 / smaller)), MOST_FOLDS, len(set(groups)))
     if folds < 2:
         raise UserError(f"{len(set(groups))} groups of images are too few to split {share:g} off")
     kfold = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    labels = _merged(rarest, folds)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # classes of fewer images than folds: told below
-        parts = [held.tolist() for _, held in kfold.split(np.zeros(len(pictures)), rarest, groups)]
+        parts = [held.tolist() for _, held in kfold.split(np.zeros(len(pictures)), labels, groups)]
     target = share * len(pictures)
     held: list[int] = []
     for part in parts:  # those that bring the number of images nearer to what is wished
-        if not held or abs(len(held) + len(part) - target) < abs(len(held) - target):
+        more = len(held) + len(part)
+        nearer = not held or abs(more - target) < abs(len(held) - target)
+        if nearer and more < len(pictures):
             held += part
     held_ids = {pictures[i]["id"] for i in held}
     train, val = (
@@ -76,6 +81,15 @@ def split_coco(
         for inside in (False, True)
     )
     return train, val, _account(content, train, val)
+
+
+def _merged(labels: list[int], folds: int) -> list[int]:
+    """Labels of which one has a member in every fold; the most frequent ones become one for it."""
+    while True:
+        (first, most), *others = Counter(labels).most_common(2)
+        if most >= folds or not others:
+            return labels
+        labels = [first if label == others[0][0] else label for label in labels]
 
 
 def _groups(pictures: list[dict[str, Any]], images: Path, group: str | None) -> list[int]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from detectron2.utils.registry import locate
@@ -55,6 +56,19 @@ def text_override(key: str, text: str) -> str:
         r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text.replace("${", "\\${")
     )
     return f'{key}="{escaped}"'
+
+
+def typed_overrides(values: Mapping[str, object]) -> str:
+    """Overrides of texts and paths as they are typed in a shell; quoted where they would mean something else."""
+    words = []
+    for key, value in values.items():
+        plain = f"{key}={value}"
+        try:
+            same = _parse(plain)[1] == str(value)
+        except UserError:
+            same = False
+        words.append(shlex.quote(plain if same else text_override(key, str(value))))
+    return " ".join(words)
 
 
 def override_keys(overrides: Sequence[str]) -> set[str]:

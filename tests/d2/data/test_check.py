@@ -72,7 +72,7 @@ def test_a_repaired_copy_trains_and_the_original_stays(
     again = [*given, f"dataset.train_json={copy / 'train.json'}"]
     assert main(["--config-file", CONFIG, *again], "check") == 0
     assert main(["--config-file", CONFIG, "--repaired", str(copy), *given], "check") == 2
-    assert "is not empty" in capsys.readouterr().err
+    assert "is not an empty folder" in capsys.readouterr().err
 
 
 def test_a_copy_of_label_maps_has_what_can_be_used(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from detectron2.data.datasets.pascal_voc import load_voc_instances
+from omegaconf import OmegaConf
 from PIL import Image
 
 from comer_d2.__main__ import main
@@ -16,6 +19,7 @@ from comer_d2.d2.data.formats.split import FormatError, Split
 from comer_d2.d2.data.formats.voc import read_voc, write_voc
 from comer_d2.d2.data.formats.yolo import read_yolo, write_yolo
 from comer_d2.d2.data.split_coco import split_coco
+from comer_d2.d2.engine.overrides import apply_overrides
 
 SIZES = {"a/one.png": (64, 48), "b/one.jpg": (40, 56), "b/empty.png": (30, 30)}
 
@@ -117,6 +121,60 @@ def test_labelme_there_and_back(coco: Split, tmp_path: Path) -> None:
     assert two["bbox"] == [4.0, 6.0, 20.0, 38.0]
     assert two["area"] == 300.0 + 8.0
     assert len(back.content["annotations"]) == 3
+
+
+def test_labelme_s_images_are_where_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    for name in ("photos/1.png", "photos/2.png"):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    shape = {"label": "a", "points": [[1, 1], [9, 1], [9, 9]]}
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "1.json").write_text(json.dumps({"imagePath": "..\\photos\\1.png", "shapes": [shape]}))  # fmt: skip
+    run("convert", tmp_path / "labels", tmp_path / "out", "--from", "labelme", "--images", tmp_path / "photos")  # fmt: skip
+    content = json.loads((tmp_path / "out" / "all.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["1.png"]
+    assert "1 images without a .json are left out: 2.png" in capsys.readouterr().out
+
+
+def test_voc_keeps_every_part(coco: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    write_voc([coco], tmp_path, boxes=True)
+    sets = tmp_path / "ImageSets" / "Main"
+    (sets / "train.txt").unlink()
+    (sets / "trainval.txt").write_text("a/one\na/one\n")
+    (sets / "test.txt").write_text("b/one\n")
+    run("convert", tmp_path, tmp_path / "out", "--from", "voc")
+    told = capsys.readouterr().out
+    assert "trainval: 1 images, 2 objects" in told
+    assert "1 .xml files in no list of ImageSets/Main are left out: b/empty" in told
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["test.json", "trainval.json"]
+    assert "dataset.trainval_json" not in told  # no config has it
+
+
+def test_yolo_s_own_names_and_place(coco: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    (tmp_path / "my screws.json").write_text(json.dumps(coco.content), encoding="utf-8")
+    run("convert", tmp_path / "my screws.json", tmp_path / "to yolo", "--from", "coco", "--images", coco.images, "--to", "yolo")  # fmt: skip
+    told = capsys.readouterr().out
+    assert "my screws is called train in data.yaml" in told
+    assert "no val, which YOLO's tools ask for" in told
+    described = yaml.safe_load((tmp_path / "to yolo" / "data.yaml").read_text("utf-8"))
+    assert described["train"] == "images/train"
+    # Relative, it would be looked for in the folder of YOLO's own settings.
+    assert "path" not in described
+    run("convert", tmp_path / "to yolo", tmp_path / "and back", "--from", "yolo")
+    lines = capsys.readouterr().out.splitlines()
+    keys = next(shlex.split(line) for line in lines if "dataset.train_json" in line)
+    cfg = apply_overrides(
+        OmegaConf.create({"dataset": {"train_json": "", "train_images": ""}}), keys
+    )
+    assert Path(cfg.dataset.train_json) == tmp_path / "and back" / "train.json"
+    assert Path(cfg.dataset.train_images) == tmp_path / "to yolo" / "images" / "train"
+
+
+def test_a_coco_json_s_name_says_which_part_it_is(coco: Split, tmp_path: Path) -> None:
+    for name, part in {"instances_train2017": "train", "my_validation": "val", "latest": "latest"}.items():  # fmt: skip
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(coco.content), encoding="utf-8")
+        assert [split.name for split in read_coco_file(path, coco.images)] == [part]
 
 
 def run(*words: object) -> None:
@@ -244,6 +302,24 @@ def test_split_keeps_classes_groups_and_copies(tmp_path: Path) -> None:
     assert again == (train, val, lines)
     other, _, _ = split_coco(content, tmp_path, **{**arguments, "seed": 4})
     assert other["images"] != train["images"]
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "share", "held"),
+    [(300, 1, 0.01, 3), (40, 1, 0.999, 39), (12, 3, 0.25, 3), (3, 3, 0.3, 1), (6, 6, 0.5, 3)],
+)
+def test_split_of_any_share_and_size(tmp_path: Path, images: int, classes: int, share: float, held: int) -> None:  # fmt: skip
+    """Each class on as many images; both parts get some, of nearly the share."""
+    numbers = range(images)
+    for number in numbers:
+        (tmp_path / str(number)).write_text(str(number))
+    content = {
+        "images": [{"id": n, "file_name": str(n)} for n in numbers],
+        "annotations": [{"id": n, "image_id": n, "category_id": n % classes} for n in numbers],
+        "categories": [{"id": n, "name": str(n)} for n in range(classes)],
+    }
+    train, val, _ = split_coco(content, tmp_path, share=share, seed=0)
+    assert (len(train["images"]), len(val["images"])) == (images - held, held)
 
 
 def test_check_tells_of_classes_copies_and_sizes(coco: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip

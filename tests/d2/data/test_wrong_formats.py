@@ -28,6 +28,7 @@ def refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         assert main([*argv, *more]) == 2
         error = capsys.readouterr().err
         assert [word for word in words if word not in error] == [], error
+        assert not (tmp_path / "new" / "out").exists()  # nothing half written, not even a folder
 
     return run
 
@@ -52,6 +53,7 @@ def yolo(folder: Path, described: dict[str, Any], label: bytes = b"0 .5 .5 .2 .2
         ({"names": ["a", True]}, ("names: True is no text", "quotation marks")),
         ({"names": {"0": "a", "x": "b"}}, ("names has the numbers 0, x",)),
         ({"train": 5}, ("train: 5: a folder",)),
+        ({"nc": 3}, ("nc is 3, and there are 2 names",)),
         ({"val": "images/none"}, ("folders without an image", "images/none")),
         ({"train": "images/train/1.png"}, ("cannot be read as text", "1.png")),
     ],
@@ -82,6 +84,54 @@ def test_yolo_labels_of_no_image_are_told(
     assert "1 .txt of no image" in (told := capsys.readouterr().out) and "lost.txt" in told
     names = [image["file_name"] for image in json.loads(Path("out/train.json").read_text())["images"]]  # fmt: skip
     assert names == ["images/train/1.png", "other/9.png"]
+
+
+def test_what_stops_in_the_middle_leaves_nothing(tmp_path: Path, refuses) -> None:
+    yolo(tmp_path, YOLO | {"val": "images/val"})
+    photo(tmp_path / "images/val/1.png")
+    refuses("data.yaml", "yolo", "two images of this name", more=("--to", "voc", "--boxes"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "words"),
+    [
+        (
+            "yolo",
+            ("--images", "x"),
+            "--images is for labelme, via, coco, instance-masks, color-masks",
+        ),
+        ("voc", ("--class", "x"), "--class is for via, instance-masks"),
+        ("coco", ("--attribute", "x"), "--attribute is for via"),
+        ("via", ("--colors", "x"), "--colors is for color-masks"),
+        ("color-masks", ("--to", "yolo"), "--to is for objects"),
+        ("color-masks", ("--boxes",), "--boxes is for objects"),
+        ("via", ("--images", ".", "--class", "a", "b"), "--class for via is one name"),
+    ],
+)
+def test_options_in_vain(
+    tmp_path: Path, refuses, kind: str, more: tuple[str, ...], words: str
+) -> None:
+    yolo(tmp_path, YOLO)
+    refuses("data.yaml", kind, words, more=more)
+
+
+def test_annotations_without_an_object(tmp_path: Path, refuses) -> None:
+    yolo(tmp_path, YOLO, b"")
+    refuses("data.yaml", "yolo", "no objects in it")
+    (tmp_path / "labels/train/1.txt").unlink()
+    refuses("data.yaml", "yolo", "no objects in it")
+
+
+def test_outside_of_the_image_and_no_later_check(tmp_path: Path, refuses) -> None:
+    """To COCO it goes as it is, for `data check`; YOLO's writer moved the corners to the edge."""
+    photo(tmp_path / "1.png")
+    shape = {"label": "a", "points": [[20, 10], [99, 10], [99, 20]]}
+    (tmp_path / "1.json").write_text(json.dumps({"imagePath": "1.png", "shapes": [shape]}))
+    words = ("1 boxes outside their image", "1.json, shape 1: [20.0, 10.0, 79.0, 10.0]")
+    refuses("", "labelme", *words, more=("--to", "yolo"))
+    assert (
+        main(["data", "convert", str(tmp_path), str(tmp_path / "coco"), "--from", "labelme"]) == 0
+    )
 
 
 def test_wrong_voc(tmp_path: Path, refuses) -> None:
@@ -140,6 +190,19 @@ def test_wrong_masks(tmp_path: Path, refuses) -> None:
     twice = ("masks whose names differ in the ending alone", "2.bmp", "1.jpg and 1.png")
     refuses("masks", "instance-masks", *twice, "another size", "cannot be read", "3.png", more=(*given, "--class", "a"))  # fmt: skip
     refuses("masks", "color-masks", *twice, "another size", "cannot be read", "3.png", more=(*given, "--colors", str(tmp_path / "colors.txt")))  # fmt: skip
+
+
+def test_masks_in_jpeg_and_colours_of_no_label_map(tmp_path: Path, refuses) -> None:
+    photo(tmp_path / "photos/1.png")
+    photo(tmp_path / "masks/1.jpg")
+    given = ("--images", str(tmp_path / "photos"))
+    refuses("masks", "instance-masks", "masks in JPEG", "1.jpg", more=(*given, "--class", "a"))
+    colors = tmp_path / "colors.txt"
+    more = (*given, "--colors", str(colors))
+    colors.write_text("ignore 0 0 0\n")
+    refuses("masks", "color-masks", "0 classes; a label map has 1 to 254", more=more)
+    colors.write_text("".join(f"k{i} {i} 0 0\n" for i in range(255)))  # the last one's is 254
+    refuses("masks", "color-masks", "255 classes; a label map has", more=more)
 
 
 COCO: dict[str, Any] = {

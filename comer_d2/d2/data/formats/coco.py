@@ -1,11 +1,12 @@
 """COCO's json, as it is."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..coco_json import read_coco
-from .split import FormatError, Split
+from ..coco_json import CocoFile, check_annotations, read_coco
+from .split import FormatError, Split, raise_findings
 
 
 def read_coco_file(source: Path, images: Path) -> list[Split]:
@@ -16,7 +17,7 @@ def read_coco_file(source: Path, images: Path) -> list[Split]:
         images: the folder of its images.
 
     Returns:
-        One split, named as the file.
+        One split, named after the first of train, val and test that the file's name has, or else as the file.
 
     Raises:
         FormatError: with all that `read_coco` finds.
@@ -27,7 +28,26 @@ def read_coco_file(source: Path, images: Path) -> list[Split]:
         raise FormatError(
             f"{source}:\n  {lines}\n(comer-d2 data check --repaired FOLDER writes a json without what can be repaired)"
         )
-    return [Split(source.stem, images, {"info": {}, **found.content}, found.notes)]
+    word = re.search(r"(?<![a-z])(train|val|test)(ing|id|idation)?(?![a-z])", source.stem.lower())
+    name = word[1] if word else source.stem
+    return [Split(name, images, {"info": {}, **found.content}, found.notes)]
+
+
+def check_objects(source: Path, split: Split) -> None:
+    """Look at objects that no json was read from as `read_coco_file` does.
+
+    Raises:
+        FormatError: with every box or polygon that is not sound, and its place.
+    """
+    if not split.content["annotations"]:
+        return
+    content = {
+        **split.content,
+        "annotations": [{**a, "id": split.places[a["id"]]} for a in split.content["annotations"]],
+    }
+    found = CocoFile(content)
+    check_annotations(found, need_masks=False, repair=False)
+    raise_findings(source, found.findings)
 
 
 def write_coco(splits: Sequence[Split], output: Path, *, boxes: bool) -> list[str]:
@@ -39,9 +59,8 @@ def write_coco(splits: Sequence[Split], output: Path, *, boxes: bool) -> list[st
         boxes: leave out the masks.
 
     Returns:
-        The keys that a config takes them by.
+        Nothing that was left out.
     """
-    lines = []
     for split in splits:
         content = dict(split.content)
         if boxes:
@@ -49,7 +68,5 @@ def write_coco(splits: Sequence[Split], output: Path, *, boxes: bool) -> list[st
                 {key: value for key, value in annotation.items() if key != "segmentation"}
                 for annotation in content["annotations"]
             ]
-        path = output / f"{split.name}.json"
-        path.write_text(json.dumps(content), encoding="utf-8")
-        lines.append(f"dataset.{split.name}_json={path} dataset.{split.name}_images={split.images}")
-    return lines
+        (output / f"{split.name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return []

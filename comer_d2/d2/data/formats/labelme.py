@@ -1,6 +1,7 @@
 """LabelMe: a .json of shapes beside every image."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -15,18 +16,21 @@ from .split import (
     build_split,
     copy_image,
     ellipse,
+    left_out,
     natural,
     raise_findings,
 )
 
 
-def read_labelme(source: Path) -> list[Split]:
+def read_labelme(source: Path, images: Path | None = None) -> list[Split]:
     """Read a folder of LabelMe's files.
 
     Polygons, rectangles and circles are taken; shapes of one label and `group_id` are one object.
 
     Args:
         source: the folder.
+        images: the folder of the images; None: the same. An image is where `imagePath` says, from its .json, or
+            else of that name beside it.
 
     Returns:
         One split, "all".
@@ -41,7 +45,7 @@ def read_labelme(source: Path) -> list[Split]:
     for file in files:
         try:
             content = json.loads(file.read_text(encoding="utf-8-sig"))
-            given, name = list(content["shapes"]), PureWindowsPath(content["imagePath"]).name
+            given, name = list(content["shapes"]), PureWindowsPath(content["imagePath"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             findings.add("files that are not LabelMe's", f"{file} ({error})")
             continue
@@ -49,11 +53,16 @@ def read_labelme(source: Path) -> list[Split]:
         labels |= {shape.label for shape in found}
         width, height = content.get("imageWidth"), content.get("imageHeight")
         read = at_size(found, (width, height) if width and height else None, str(file), findings)
-        add_image(shapes, file.with_name(name), read, str(file), findings)
+        image = Path(os.path.normpath(file.parent / name.as_posix()))
+        if name.root or not image.is_file():  # of another machine
+            image = file.with_name(name.name)
+        add_image(shapes, image, read, str(file), findings)
     if not files:
         findings.add("no .json files: it should be a folder of LabelMe's")
-    split = build_split("all", source, shapes, sorted(labels), findings)
+    folder = Path(os.path.normpath(images or source))
+    split = build_split("all", folder, shapes, sorted(labels), findings)
     raise_findings(source, findings)
+    split.notes += left_out([split], "a .json")
     return [split]
 
 
@@ -139,5 +148,5 @@ def write_labelme(splits: Sequence[Split], output: Path, *, boxes: bool) -> list
             if path.with_suffix(".json").exists():
                 findings.add("images whose names differ in the ending alone", image["file_name"])
             path.with_suffix(".json").write_text(json.dumps(content), encoding="utf-8")
-    raise_findings(output, findings)
+    raise_findings("what LabelMe cannot hold", findings)
     return [f"{crowds} crowds left out: LabelMe has none"] if crowds else []

@@ -19,11 +19,13 @@ from .split import (
     at_size,
     build_split,
     images_by_stem,
+    left_out,
     natural,
     raise_findings,
 )
 
 CITYSCAPES = 1000  # an instance's number there: class * 1000 + number
+IGNORED = 255  # the label of pixels that do not count
 
 
 def read_instance_masks(source: Path, images: Path, class_names: Sequence[str]) -> list[Split]:
@@ -50,6 +52,9 @@ def read_instance_masks(source: Path, images: Path, class_names: Sequence[str]) 
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             findings.add("masks that cannot be read", f"{path} ({error})")
             continue
+        if path.suffix.lower() in (".jpg", ".jpeg"):
+            findings.add("masks in JPEG, which changes their values: use PNG", str(path))
+            continue
         if values.ndim != 2 or values.dtype.kind not in "iub":
             findings.add("masks that are not one channel of whole numbers", str(path))
             continue
@@ -70,10 +75,11 @@ def read_instance_masks(source: Path, images: Path, class_names: Sequence[str]) 
         shapes[image] = at_size(objects, size, str(path), findings)
     split = build_split("all", images, shapes, class_names, findings)
     raise_findings(source, findings)
+    split.notes += left_out([split], "a mask")
     return [split]
 
 
-def write_label_maps(source: Path, images: Path, colors: Path, output: Path) -> list[str]:
+def write_label_maps(source: Path, images: Path, colors: Path, output: Path) -> None:
     """Colours -> label maps, which `dataset.format=semantic` trains on.
 
     Args:
@@ -81,18 +87,17 @@ def write_label_maps(source: Path, images: Path, colors: Path, output: Path) -> 
         images: the folder of the images.
         colors: a file of lines ``name r g b`` or CVAT's ``name:r,g,b::``; the order gives the labels.
             The name ``ignore`` (or ``void``) stands for pixels that do not count.
-        output: an empty folder.
-
-    Returns:
-        The keys that a config takes them by.
+        output: an empty folder; it gets masks/ and classes.txt.
 
     Raises:
         FormatError: with every mask that has another colour.
     """
     table = _read_colors(colors)
     names = [name for name in table if name not in ("ignore", "void")]
+    if not 0 < len(names) < IGNORED:
+        raise FormatError(f"{colors}: {len(names)} classes; a label map has 1 to {IGNORED - 1}")
     code = {
-        _packed(np.array(color)).item(): names.index(name) if name in names else 255
+        _packed(np.array(color)).item(): names.index(name) if name in names else IGNORED
         for name, color in table.items()
     }
     keys = np.array(sorted(code))
@@ -120,10 +125,6 @@ def write_label_maps(source: Path, images: Path, colors: Path, output: Path) -> 
         Image.fromarray(labels[place]).save(target)
     raise_findings(source, findings)
     (output / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    return [
-        f"dataset.train_images={images} dataset.train_masks={output / 'masks'} "
-        f"dataset.class_names={output / 'classes.txt'}"
-    ]
 
 
 def _packed(color: np.ndarray) -> np.ndarray:
@@ -142,6 +143,8 @@ def _read_colors(path: Path) -> dict[str, tuple[int, int, int]]:
         if not text:
             continue
         name, *values = text.partition("::")[0].replace(":", " ").replace(",", " ").rsplit(maxsplit=3)  # fmt: skip
+        if values == ["r", "g", "b"]:  # the header of a .csv
+            continue
         color = tuple(int(v) for v in values if v.isdigit() and int(v) <= 255)
         if len(color) != 3 or name in table or color in table.values():
             raise FormatError(f"{path}:{number}: {line!r}: a name and three numbers, 0 to 255, each once")  # fmt: skip

@@ -1,6 +1,7 @@
 """One part of a dataset on its way from one format to another, in COCO's terms."""
 
 import math
+import os
 import re
 import shutil
 from collections import Counter
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from ..findings import Findings
+from ..findings import Findings, summarise
 from ..images import IMAGE_ENDINGS, BadImage, check_images
 
 CIRCLE_POINTS = 64  # of a polygon in the place of a circle
@@ -79,12 +80,14 @@ class Split:
         images: the folder that `file_name`s start from.
         content: COCO's json.
         notes: what was left out or assumed.
+        places: id of an annotation -> the file it is from, and its place there.
     """
 
     name: str
     images: Path
     content: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    places: dict[int, str] = field(default_factory=dict)
 
     @property
     def class_names(self) -> list[str]:
@@ -131,12 +134,15 @@ def build_split(
         "annotations": [],
         "categories": [{"id": number, "name": label} for label, number in ids.items()],
     }
+    places: dict[int, str] = {}
     for (path, read), size in zip(shapes.items(), check_images(list(shapes), title=name)):
         if isinstance(size, BadImage):
             findings.add("images that cannot be read", str(size))
             continue
         if not path.is_relative_to(images):
-            findings.add(f"images outside of {images}", str(path))
+            findings.add(
+                f"images outside of {images} (--images names the folder of all)", str(path)
+            )
             continue
         width, height = size
         image_id = len(content["images"]) + 1
@@ -163,7 +169,8 @@ def build_split(
             if shape.polygons:
                 annotation["segmentation"] = shape.polygons
             content["annotations"].append(annotation)
-    return Split(name, images, content, list(notes))
+            places[annotation["id"]] = shape.where
+    return Split(name, images, content, list(notes), places)
 
 
 def add_image(
@@ -197,6 +204,21 @@ def images_by_stem(folder: Path, wanted: Collection[str], findings: Findings) ->
     return found
 
 
+def left_out(splits: Sequence[Split], what: str) -> list[str]:
+    """A note on the images that lie in a folder and in none of its splits.
+
+    Args:
+        splits: of one folder of images.
+        what: they lack.
+    """
+    folder = splits[0].images
+    names = (image["file_name"] for split in splits for image in split.content["images"])
+    taken = {os.path.normpath(folder / name) for name in names}
+    files = (p for p in sorted(folder.rglob("*")) if p.suffix.lower() in IMAGE_ENDINGS)
+    others = [p.relative_to(folder).as_posix() for p in files if os.path.normpath(p) not in taken]
+    return [summarise(f"images without {what} are left out", others)] if others else []
+
+
 def read_lines(path: Path, findings: Findings) -> list[str]:
     """Lines of a text; a file that is none is a finding."""
     try:
@@ -215,8 +237,8 @@ def copy_image(split: Split, image: dict[str, Any], folder: Path) -> Path:
     name = Path(image["file_name"])
     if name.is_absolute() or ".." in name.parts:
         raise FormatError(
-            f"'{name}': the name of an image has to lie below {split.images}, for its copy lies so below "
-            f"{folder}: move the image there, or name a higher folder"
+            f"'{name}': an image has to lie below {split.images}, for its copy lies so in the new folder: move it "
+            "there, or name a higher folder"
         )
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -237,10 +259,10 @@ def ellipse(x: float, y: float, rx: float, ry: float) -> list[float]:
     return [v for a in angles for v in (x + rx * math.cos(a), y + ry * math.sin(a))]
 
 
-def raise_findings(source: Path, findings: Findings) -> None:
+def raise_findings(where: object, findings: Findings) -> None:
     """Raises FormatError with all of them, if there are any."""
     if findings:
-        raise FormatError(f"{source}:\n  " + "\n  ".join(findings.lines()))
+        raise FormatError(f"{where}:\n  " + "\n  ".join(findings.lines()))
 
 
 def natural(text: str) -> list[Any]:

@@ -14,6 +14,7 @@ from .split import (
     at_size,
     build_split,
     ellipse,
+    left_out,
     raise_findings,
 )
 
@@ -65,6 +66,7 @@ def read_via(source: Path, images: Path, attribute: str | None, only_class: str 
         add_image(shapes, images / name, read, f"{source}, number {place}", findings)
     split = build_split("all", images, shapes, sorted(labels), findings)
     raise_findings(source, findings)
+    split.notes += left_out([split], "an entry")
     return [split]
 
 

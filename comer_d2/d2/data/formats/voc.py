@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..findings import Findings
+from ..findings import Findings, summarise
 from .split import (
     FormatError,
     Reader,
@@ -14,6 +14,7 @@ from .split import (
     build_split,
     copy_image,
     images_by_stem,
+    left_out,
     natural,
     raise_findings,
     read_lines,
@@ -53,9 +54,11 @@ def read_voc(source: Path) -> list[Split]:
         for path in sorted((source / "ImageSets" / "Main").glob("*.txt"))
         if "_" not in path.stem  # aeroplane_train.txt: which images show one
     }  # fmt: skip
-    sets.pop("trainval", None)
+    if {"train", "val"} <= set(sets):
+        sets.pop("trainval", None)  # the two together
     splits = []
     for name, members in (sets or {"all": list(objects)}).items():
+        members = list(dict.fromkeys(members))
         unknown = [stem for stem in members if stem not in objects]
         findings.extend(f"images of ImageSets/Main/{name}.txt without an .xml", unknown)
         shapes: dict[Path, Reader] = {
@@ -69,6 +72,12 @@ def read_voc(source: Path) -> list[Split]:
         notes = [f"{hard} objects are marked difficult; VOC does not count them, COCO does"]
         splits.append(build_split(name, images, shapes, class_names, findings, notes if hard else ()))  # fmt: skip
     raise_findings(source, findings)
+    if sets:
+        strays = sorted(set(objects) - {stem for members in sets.values() for stem in members})
+        if strays:
+            splits[-1].notes.append(summarise(".xml files in no list of ImageSets/Main are left out", strays))  # fmt: skip
+    else:
+        splits[-1].notes += left_out(splits, "an .xml")
     return splits
 
 

@@ -22,6 +22,7 @@ from .split import (
 )
 
 SPLITS = ("train", "val", "test")
+ALIASES = {"val": "validation"}
 
 
 def read_yolo(source: Path) -> list[Split]:
@@ -47,9 +48,11 @@ def read_yolo(source: Path) -> list[Split]:
         raise FormatError(f"{path}: keypoints (kpt_shape), which no model here is trained on")
     class_names = _class_names(path, described["names"])
     findings, splits = Findings(), []
+    if described.get("nc", len(class_names)) != len(class_names):
+        findings.add(f"nc is {described['nc']!r}, and there are {len(class_names)} names")
     used: set[Path] = set()
     for split in SPLITS:
-        given = described.get(split)
+        given = described.get(split) or described.get(ALIASES.get(split))
         if not given:
             continue
         entries = given if isinstance(given, list) else [given]
@@ -178,14 +181,15 @@ def write_yolo(splits: Sequence[Split], output: Path, *, boxes: bool) -> list[st
         boxes: write boxes only, also where there are polygons.
 
     Returns:
-        What was left out, and how to use it.
+        What was left out or called otherwise.
 
     Raises:
-        FormatError: objects that YOLO cannot hold.
+        FormatError: objects that YOLO cannot hold, or parts that it does not know.
     """
     findings = Findings()
     crowds = 0
-    for split in splits:
+    names = _split_names(splits)
+    for split, name in zip(splits, names, strict=True):
         for image, annotations in split.objects():
             lines = []
             for annotation in annotations:
@@ -194,20 +198,31 @@ def write_yolo(splits: Sequence[Split], output: Path, *, boxes: bool) -> list[st
                     continue
                 line = _line(annotation, image, split, boxes, findings)
                 lines.append(line)
-            copy_image(split, image, output / "images" / split.name)
-            label = (output / "labels" / split.name / image["file_name"]).with_suffix(".txt")
+            copy_image(split, image, output / "images" / name)
+            label = (output / "labels" / name / image["file_name"]).with_suffix(".txt")
             label.parent.mkdir(parents=True, exist_ok=True)
             if label.exists():
                 findings.add("images whose names differ in the ending alone", image["file_name"])
             label.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    raise_findings(output, findings)
-    described = {split.name: f"images/{split.name}" for split in splits}
-    names = dict(enumerate(splits[0].class_names))
-    (output / "data.yaml").write_text(
-        yaml.safe_dump({"path": ".", **described, "names": names}, sort_keys=False, allow_unicode=True),
-        encoding="utf-8",
-    )  # fmt: skip
-    return [f"{crowds} crowds left out: YOLO has none"] if crowds else []
+    raise_findings("what YOLO cannot hold", findings)
+    # No `path`: YOLO's tools take a relative one from their own folder of datasets, not from this file's.
+    described = {name: f"images/{name}" for name in names}
+    described["names"] = dict(enumerate(splits[0].class_names))
+    text = yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
+    (output / "data.yaml").write_text(text, encoding="utf-8")
+    notes = [f"{crowds} crowds left out: YOLO has none"] if crowds else []
+    notes += [f"{split.name} is called {name} in data.yaml" for split, name in zip(splits, names) if split.name != name]  # fmt: skip
+    notes += [f"data.yaml has no {name}, which YOLO's tools ask for" for name in ("train", "val") if name not in names]  # fmt: skip
+    return notes
+
+
+def _split_names(splits: Sequence[Split]) -> list[str]:
+    """What YOLO calls the parts: one of another name is the one to train on."""
+    given = [split.name for split in splits]
+    others = [name for name in given if name not in SPLITS]
+    if len(others) > 1 or (others and "train" in given):
+        raise FormatError(f"YOLO knows {', '.join(SPLITS)}, and no {' and no '.join(others)}")
+    return ["train" if name in others else name for name in given]
 
 
 def _line(
