@@ -54,6 +54,8 @@ def _of_picture(picture: Image.Image) -> np.ndarray:
             f"the image has more than 8 bits a channel (Pillow's mode {picture.mode}), and which of its "
             "values are black and white is not known: convert it to 8 bits"
         )
+    if picture.mode == "La":  # Pillow knows no other way from it
+        picture = picture.convert("LA")
     return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
 
 

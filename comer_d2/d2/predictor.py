@@ -1,6 +1,7 @@
 """Prediction on images from a LazyConfig and a checkpoint."""
 
 import contextlib
+import numbers
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from .modeling.compiled import Compile, check_compile, compile_model
 from .modeling.images import refuse_to_cut
 from .modeling.semantic_segmentor import SemanticSegmentor
 from .modeling.semantic_tta import SemanticViews
-from .results import Result
+from .results import TASKS, Result
 
 DEFAULT_THRESHOLD = 0.5
 DTYPES = ("float32", "bfloat16", "float16")
@@ -47,7 +48,8 @@ class Predictor:
         cfg: a whole LazyConfig: a config file of this project, or the `config.yaml` that training
             leaves beside its checkpoints.
         checkpoint: file with the model's weights; every parameter has to be in it.
-        device: where to run; the default is `cfg.train.device`, or the CPU without CUDA.
+        device: where to run; the default is `cfg.train.device`, or the CPU without CUDA. A GPU that is named
+            and not there is an error.
         dtype: "bfloat16" or "float16" to compute in half precision, with the weights of linear layers
             and convolutions kept in it: autocast's results, without its casts, in less memory.
         compile: torch.compile of "blocks" or the backbone as a whole ("model"); True: blocks. The first
@@ -57,8 +59,8 @@ class Predictor:
         flip: whether every scale is also mirrored.
 
     Raises:
-        UserError: the checkpoint cannot be read, its weights are not exactly this model's, or the model
-            has no test-time augmentation.
+        UserError: the checkpoint cannot be read, its weights are not exactly this model's, the device is not
+            there, or the model has no test-time augmentation.
     """
 
     def __init__(
@@ -84,7 +86,8 @@ class Predictor:
         self.augmentation = T.AugmentationList(list(instantiate(mapper.augmentations)))
         if device is not None:
             cfg.train.device = str(device)
-        settle_device(cfg.train)
+        if settle_device(cfg.train) and device is not None:
+            raise UserError(f"device={str(device)!r}: no CUDA device here")
         self.device = torch.device(cfg.train.device)
         self.dtype = getattr(torch, dtype)
         self.model = instantiate(cfg.model).to(self.device).eval()
@@ -95,7 +98,8 @@ class Predictor:
             narrow_weights(self.model, self.dtype)
         compile_model(self.model, compile, "compile")
         self.views: GeneralizedRCNNWithTTA | None = None
-        if flip or tuple(scales) != (1.0,):
+        self.augmented = flip or tuple(scales) != (1.0,)
+        if self.augmented:
             self._augment(scales, flip)
         self.stuff_classes = frozenset(
             OmegaConf.select(cfg, "dataset.stuff_classes")
@@ -104,14 +108,19 @@ class Predictor:
         )
         self.category_ids: Sequence[int] | None = None
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the model predicts, of `TASKS` and in their order."""
+        known = ("semantic",) if isinstance(self.model, SemanticSegmentor) else ("instance",)
+        given = getattr(self.model, "tasks", known)
+        return tuple(task for task in TASKS if task in given)
+
     def _augment(self, scales: Sequence[float], flip: bool) -> None:
-        if not scales or not all(0 < scale < 100 for scale in scales):
+        if not scales or not all(_is_number(scale) and 0 < scale < 100 for scale in scales):
             raise UserError(f"scales={list(scales)}: positive numbers, 1 for the test data's size")
         if isinstance(self.model, GeneralizedRCNN):
             self.views = rcnn_views(self.model, scales=scales, flip=flip)
-        elif isinstance(self.model, SemanticSegmentor) or getattr(self.model, "tasks", ()) == (
-            "semantic",
-        ):
+        elif self.tasks == ("semantic",):
             before = self.model.views
             self.model.views = SemanticViews(
                 window=before.window if before else None,
@@ -383,15 +392,21 @@ def thresholds_of(threshold: Threshold, class_names: Sequence[str]) -> np.ndarra
         UserError: a value out of range, or an unknown class.
     """
     by_name = threshold if isinstance(threshold, Mapping) else dict.fromkeys(class_names, threshold)
-    unknown = sorted(set(by_name) - set(class_names))
+    unknown = sorted(repr(name) for name in set(by_name) - set(class_names))
     if unknown:
-        shown = ", ".join(list(class_names)[:10]) + (", ..." if len(class_names) > 10 else "")
-        raise UserError(f"threshold for {', '.join(unknown)}: the classes are {shown}")
+        names = ", ".join(map(repr, list(class_names)[:10]))
+        more = ", ..." if len(class_names) > 10 else ""
+        raise UserError(f"threshold for {', '.join(unknown)}: the classes are {names}{more}")
     for name, value in by_name.items():
-        if not 0 <= value <= 1:  # NaN fails too
+        if not _is_number(value) or not 0 <= value <= 1:  # NaN fails too
             which = f" of {name}" if isinstance(threshold, Mapping) else ""
-            raise UserError(f"threshold {value:g}{which}: scores are from 0 to 1")
+            shown = f"{value:g}" if _is_number(value) else repr(value)
+            raise UserError(f"threshold {shown}{which}: scores are from 0 to 1")
     return np.array([by_name.get(n, DEFAULT_THRESHOLD) for n in class_names], dtype=np.float32)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def class_names_of(cfg: DictConfig) -> list[str]:

@@ -3,19 +3,20 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from numbers import Integral
 
 import numpy as np
 import torch
 
 from .errors import UserError
 from .image_input import ImageLike, as_rgb
-from .modeling.semantic_segmentor import SemanticSegmentor
 from .modeling.semantic_tta import SemanticViews
 from .predictor import DEFAULT_THRESHOLD, Predictor, Threshold, thresholds_of
 from .results import Result
 
 # Of the smaller of two objects of a class: what of it lies in the other, for them to be one.
 SHARED = 0.5
+OVERLAP = 0.2  # of neighbouring tiles, a share of their side
 
 
 def predict_tiles(
@@ -23,7 +24,7 @@ def predict_tiles(
     image: ImageLike,
     *,
     tile: int,
-    overlap: float = 0.2,
+    overlap: float = OVERLAP,
     threshold: Threshold = DEFAULT_THRESHOLD,
 ) -> Result:
     """Predict a large image in overlapping tiles, each prepared as an image of its own.
@@ -45,12 +46,13 @@ def predict_tiles(
     Raises:
         UserError: of a panoptic model, or values out of range.
     """
-    if tile < 1 or not 0 <= overlap < 1:
-        raise UserError(f"tile={tile}, overlap={overlap:g}: at least 1 pixel, and 0 to less than 1")
+    if not isinstance(tile, Integral) or tile < 1 or not 0 <= overlap < 1:
+        raise UserError(
+            f"tile={tile!r}, overlap={overlap:g}: whole pixels from 1, and 0 to less than 1"
+        )
     rgb = as_rgb(image)
     name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
-    kind = ("semantic",) if isinstance(model.model, SemanticSegmentor) else ("instance",)
-    tasks = getattr(model.model, "tasks", kind)
+    tasks = model.tasks
     if tasks == ("semantic",):
         output = _label_map(model, rgb, tile, overlap)
         return model.result(

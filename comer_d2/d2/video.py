@@ -13,6 +13,10 @@ VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 CAMERA = "/dev/video"  # Video4Linux
 
 
+class BadVideo(UserError):
+    """A video that cannot be read, or not to its end."""
+
+
 def is_stream(name: str) -> bool:
     """Whether a name is a camera's, or an address that FFmpeg opens (rtsp://, http://)."""
     return "://" in name or name.startswith(CAMERA)
@@ -40,7 +44,8 @@ def read_frames(path: str | Path) -> Iterator[np.ndarray]:
         (h, w, 3) uint8, RGB.
 
     Raises:
-        UserError: PyAV is missing, or the file is no video or damaged.
+        BadVideo: the file is no video, or damaged.
+        UserError: PyAV is missing.
     """
     av = _av()
     with _open(path) as container:
@@ -48,7 +53,7 @@ def read_frames(path: str | Path) -> Iterator[np.ndarray]:
             for frame in container.decode(video=0):
                 yield frame.to_ndarray(format="rgb24")
         except av.FFmpegError as error:
-            raise UserError(f"video '{path}' cannot be read: {error}") from error
+            raise BadVideo(f"video '{path}' cannot be read: {error}") from error
 
 
 def write_frames(path: str | Path, frames: Iterable[np.ndarray], rate: Fraction) -> int:
@@ -93,10 +98,10 @@ def _open(path: str | Path):
     try:
         container = av.open(str(path), format="v4l2" if str(path).startswith(CAMERA) else None)
     except (av.FFmpegError, OSError) as error:
-        raise UserError(f"video '{path}' cannot be read: {error}") from error
+        raise BadVideo(f"video '{path}' cannot be read: {error}") from error
     if not container.streams.video:
         container.close()
-        raise UserError(f"'{path}' holds no video")
+        raise BadVideo(f"'{path}' holds no video")
     return container
 
 

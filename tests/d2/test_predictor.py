@@ -96,7 +96,9 @@ def test_every_kind_of_image_gives_what_the_file_gives(
     assert_same(predictor(given(rgb), **EVERYTHING), predictor(photo, **EVERYTHING))
 
 
-@pytest.mark.parametrize("form", ["array", "one channel", "file", "pillow", "palette"])
+@pytest.mark.parametrize(
+    "form", ["array", "one channel", "file", "pillow", "palette", "premultiplied"]
+)
 def test_grey_is_three_equal_channels(
     predictor: Predictor, photo: Path, tmp_path: Path, form: str
 ) -> None:
@@ -108,6 +110,7 @@ def test_grey_is_three_equal_channels(
         "file": tmp_path / "grey.png",
         "pillow": grey,
         "palette": grey.convert("P"),
+        "premultiplied": grey.convert("LA").convert("La"),
     }[form]
     expected = predictor(np.dstack([np.asarray(grey)] * 3), **EVERYTHING)
     assert_same(predictor(given, **EVERYTHING), expected)
@@ -192,7 +195,9 @@ def test_thresholds(predictor: Predictor, photo: Path) -> None:
 @pytest.mark.parametrize(
     ("threshold", "message"),
     [(30, "threshold 30: scores are from 0 to 1"), (-0.1, "-0.1"), (float("nan"), "nan"),
-     ({"cat": 0.1}, "threshold for cat: the classes are 0, 1"), ({"3": 30}, "threshold 30 of 3")],
+     ({"cat": 0.1}, "threshold for 'cat': the classes are '0', '1'"), ({"3": 30}, "threshold 30 of 3"),
+     ({3: 0.3}, "threshold for 3: the classes are '0'"), ("0.5", "threshold '0.5': scores"),
+     ({"3": None}, "threshold None of 3"), (True, "threshold True: scores")],
 )  # fmt: skip
 def test_thresholds_out_of_range(
     predictor: Predictor, photo: Path, threshold: object, message: str
@@ -238,6 +243,19 @@ def test_half_precision(folder: Path, photo: Path, predictor: Predictor) -> None
     assert found.scores[0] == pytest.approx(predictor(photo, **EVERYTHING).scores[0], abs=0.02)
     with pytest.raises(UserError, match="dtype='int8'"):
         load(folder / "run", dtype="int8")
+
+
+def test_a_gpu_that_is_asked_for_is_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert load(folder / "run").device == torch.device(
+        "cpu"
+    )  # the config's cuda, which nobody asked for
+    with pytest.raises(UserError, match="device='cuda': no CUDA device here"):
+        load(folder / "run", device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="'cuda:2': the last CUDA device is cuda:1"):
+        load(folder / "run", device="cuda:2")
 
 
 def test_a_run_without_its_data(folder: Path, tmp_path: Path) -> None:

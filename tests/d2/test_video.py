@@ -9,12 +9,13 @@ from threading import Thread
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from comer_d2.__main__ import main
 from comer_d2.d2.commands.predict import draw_video
 from comer_d2.d2.errors import UserError
 from comer_d2.d2.results import Result
-from comer_d2.d2.video import frame_count, frame_rate, read_frames, write_frames
+from comer_d2.d2.video import BadVideo, frame_count, frame_rate, read_frames, write_frames
 from tests.d2.untrained import DETECTOR, write_digits, write_run
 
 
@@ -65,6 +66,17 @@ def test_predict_draws_a_video(film: Path, tmp_path: Path, capsys: pytest.Captur
     assert len(drawn) == 6 and drawn[0].shape == before[0].shape
     assert np.abs(drawn[0].astype(int) - before[0]).max() > 50
     assert main([*arguments, "--json"]) == 2
+    (tmp_path / "text.mp4").write_text("no video")
+    assert (
+        main([*arguments[:2], str(tmp_path / "text.mp4"), *arguments[2:]]) == 1
+    )  # the other is drawn
+    printed = capsys.readouterr()
+    assert "text.mp4' cannot be read" in printed.err and "1 of 2 could not be read" in printed.err
+    assert "6 frames" in printed.out
+    Image.new("RGB", (64, 64)).save(tmp_path / "in" / "photo.png")
+    assert main([*arguments[:2], str(tmp_path / "in"), *arguments[3:]]) == 0
+    assert f"1 videos in '{tmp_path / 'in'}' are left out" in capsys.readouterr().err
+    (tmp_path / "in" / "photo.png").unlink()
     assert main([*arguments[:-1], str(film.parent)]) == 2
     assert "would replace it" in capsys.readouterr().err
 
@@ -82,16 +94,20 @@ def test_an_address_is_a_video_and_seconds_end_it(film: Path, tmp_path: Path) ->
     assert drawn.suffix == ".mp4" and len(list(read_frames(drawn))) == 3
 
 
-def test_ctrl_c_keeps_what_was_drawn(
-    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    "end", [KeyboardInterrupt(), BadVideo("damaged")], ids=["ctrl-c", "damage"]
+)
+def test_what_was_drawn_is_kept(film: Path, tmp_path: Path, end: BaseException) -> None:
     class Model:
         def stream(self, frames: Iterator[np.ndarray], *, threshold: float) -> Iterator[Result]:
             for number, frame in enumerate(frames):
                 if number == 4:
-                    raise KeyboardInterrupt
+                    raise end
                 yield Result(frame, ["a"], label_map=np.zeros(frame.shape[:2], int))
 
     target = tmp_path / "drawn.mp4"
-    assert draw_video(Model(), str(film), target, 0.5) == 4
+    skipped: list[UserError] = []
+    skip = lambda _, error: skipped.append(error)  # noqa: E731
+    assert draw_video(Model(), str(film), target, 0.5, skip) == 4
+    assert skipped == ([end] if isinstance(end, BadVideo) else [])
     assert len(list(read_frames(target))) == 4

@@ -86,8 +86,13 @@ def test_a_label_map_of_tiles(folder: Path, photo: np.ndarray) -> None:
 
 def test_tiles_out_of_range(folder: Path, photo: np.ndarray) -> None:
     model = load(folder / "panoptic")
-    for settings in ({"tile": 0}, {"tile": 64, "overlap": 1.0}, {"tile": 64, "overlap": -0.1}):
-        with pytest.raises(UserError, match="at least 1 pixel"):
+    for settings in (
+        {"tile": 0},
+        {"tile": 6.5},
+        {"tile": 64, "overlap": 1.0},
+        {"tile": 64, "overlap": -0.1},
+    ):
+        with pytest.raises(UserError, match="whole pixels from 1"):
             predict_tiles(model, photo, **settings)
     with pytest.raises(UserError, match="this one predicts panoptic, instance, semantic"):
         predict_tiles(model, photo, tile=64)

@@ -20,15 +20,23 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...weights.files import write_atomically
-from ..cli import run_tool
+from ..cli import command_parser, refuse_unused, run_tool
 from ..data.images import IMAGE_ENDINGS
 from ..data.panoptic_png import write_panoptic_png
 from ..errors import UserError
 from ..image_input import ImageLike
 from ..predictor import Predictor, Threshold
 from ..results import Result
-from ..tiling import tiled
-from ..video import VIDEO_ENDINGS, frame_count, frame_rate, is_stream, read_frames, write_frames
+from ..tiling import OVERLAP, tiled
+from ..video import (
+    VIDEO_ENDINGS,
+    BadVideo,
+    frame_count,
+    frame_rate,
+    is_stream,
+    read_frames,
+    write_frames,
+)
 from ..visualization.sheet import save_picture
 from .coco_ids import CocoIds, coco_ids
 from .model import add_model_arguments, model_of, threshold_of
@@ -48,11 +56,10 @@ examples:
 
 def parse_arguments(argv: Sequence[str] | None, prog: str | None) -> argparse.Namespace:
     """Read the command line; see EXAMPLE."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Predict images and draw what was found.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        prog,
+        "Predict images and draw what was found.",
+        EXAMPLE,
     )
     add_model_arguments(parser)
     parser.add_argument(
@@ -96,18 +103,14 @@ def parse_arguments(argv: Sequence[str] | None, prog: str | None) -> argparse.Na
         help="write label_maps/*.png: class numbers of a semantic model, segment ids of a panoptic "
         "one (in COCO's colours, with panoptic.json)",
     )
-    parser.add_argument(
-        "--batch-size", type=int, default=1, help="images of one size together (%(default)s)"
-    )
+    parser.add_argument("--batch-size", type=int, help="images of one size together (1)")
     parser.add_argument(
         "--tile",
         type=int,
         metavar="PIXELS",
         help="predict large images in tiles of this side (objects: needs comer_d2[supervision])",
     )
-    parser.add_argument(
-        "--overlap", type=float, default=0.2, help="share of a tile that is shared (%(default)s)"
-    )
+    parser.add_argument("--overlap", type=float, help=f"share of a tile that is shared ({OVERLAP})")
     return parser.parse_args(argv)
 
 
@@ -135,6 +138,9 @@ def find_images(inputs: Sequence[str], output: Path) -> dict[str, Path]:
             found = [p for p in found if not p.resolve().is_relative_to(output.resolve())]
             if not found:
                 raise UserError(f"no images in '{name}' ({', '.join(IMAGE_ENDINGS)})")
+            videos = sum(p.suffix.lower() in VIDEO_ENDINGS for p in path.rglob("*"))
+            if videos:
+                print(f"{videos} videos in '{name}' are left out: name them", file=sys.stderr)
             files |= dict.fromkeys(found)
         elif path.exists():
             folders.append(path.resolve().parent)
@@ -222,8 +228,6 @@ class Writer:
             self._write_label_map(result, Path("label_maps") / place.with_name(f"{place.name}.png"))
 
     def _write_boxes(self, result: Result, place: Path) -> None:
-        if result.boxes is None:
-            raise UserError("--csv and --yolo: this model finds no objects")
         found = list(
             zip(result.classes.tolist(), result.boxes.tolist(), result.scores.tolist(), strict=True)
         )
@@ -245,8 +249,6 @@ class Writer:
     def _write_label_map(self, result: Result, place: Path) -> None:
         path = self.output / place
         if result.segments is None:
-            if result.label_map is None:
-                raise UserError("--label-maps: this model predicts no label maps")
             deep = len(result.class_names) > 256
             save_picture(
                 Image.fromarray(result.label_map.astype(np.uint16 if deep else np.uint8)), path
@@ -307,28 +309,79 @@ def predict(args: argparse.Namespace) -> int:
     for name in videos:
         place = places.pop(name)
         destinations[name] = args.output / (place if place.suffix.lower() == ".mp4" else f"{place}.mp4")  # fmt: skip
-    if destinations and (args.json or args.csv or args.yolo or args.label_maps or args.tile):
-        shown = next(iter(destinations))
-        raise UserError(f"--json, --csv, --yolo, --label-maps and --tile are for images, not for '{shown}'")  # fmt: skip
+    refuse_unused(args, unused_options(args, videos=bool(destinations)))
     model = model_of(args)
+    check_tasks(args, model)
     threshold = threshold_of(args, model)
+    bad: list[str] = []
+
+    def skip(source: ImageLike, error: UserError) -> None:
+        bad.append(str(error))
+        tqdm.write(f"left out: {error}", file=sys.stderr)
+
     for name, destination in destinations.items():
-        count = draw_video(model, name, destination, threshold, args.seconds)
-        print(f"{name}: {count} frames -> {destination}")
-    if not places:
-        return 0
+        try:
+            count = draw_video(model, name, destination, threshold, skip, args.seconds)
+        except BadVideo as error:
+            skip(name, error)
+        else:
+            print(f"{name}: {count} frames" + (f" -> {destination}" if count else ""))
+    if places:
+        predict_images(args, model, threshold, places, skip)
+    if bad:
+        total = len(places) + len(destinations)
+        print(f"{len(bad)} of {total} could not be read to the end", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def unused_options(args: argparse.Namespace, *, videos: bool) -> dict[str, str]:
+    """The options that would have no effect, as `refuse_unused` takes them."""
+    unused = {}
+    if videos:
+        options = ("json", "csv", "yolo", "label_maps", "no_pictures", "tile", "batch_size")
+        unused |= dict.fromkeys(options, "images alone, without a video")
+    else:
+        unused["seconds"] = "videos and cameras"
+    if args.tile is None:
+        unused["overlap"] = "--tile"
+    else:
+        unused["batch_size"] = "whole images, not for --tile"
+    if not (args.json or args.label_maps):
+        unused["annotations"] = "--json and --label-maps"
+    return unused
+
+
+def check_tasks(args: argparse.Namespace, model: Predictor) -> None:
+    """Raises UserError if the model does not predict what is to be written."""
+    for name in ("json", "csv", "yolo"):
+        if getattr(args, name) and "instance" not in model.tasks:
+            raise UserError(f"--{name}: this model finds no objects")
+    if args.label_maps and model.tasks == ("instance",):
+        raise UserError("--label-maps: this model predicts no label maps")
+
+
+def predict_images(
+    args: argparse.Namespace,
+    model: Predictor,
+    threshold: Threshold,
+    places: dict[str, Path],
+    skip: Callable[[ImageLike, UserError], None],
+) -> None:
+    """Predict images, and write what a command line asks for.
+
+    Args:
+        args: the command line.
+        model: what predicts.
+        threshold: objects below this score are left out.
+        places: path of each image -> path of its picture below the output folder.
+        skip: called with an image that cannot be read.
+    """
     ids = CocoIds()
     if args.json or args.label_maps:
         ids = coco_ids(model.cfg, model.class_names, args.annotations)
         model.category_ids = ids.category_ids
         if ids.category_ids is None:
             print("The data's json is not here: category ids count the model's classes from 1.")
-    bad: list[str] = []
-
-    def skip(image: ImageLike, error: UserError) -> None:
-        bad.append(str(error))
-        tqdm.write(f"left out: {error}", file=sys.stderr)
-
     writer = Writer(
         args.output,
         places,
@@ -340,15 +393,17 @@ def predict(args: argparse.Namespace) -> int:
         image_id=ids.image_id,
     )
     if args.tile is None:
-        results = model.stream(
-            places, threshold=threshold, batch_size=args.batch_size, on_error=skip
-        )
+        batch_size = 1 if args.batch_size is None else args.batch_size
+        results = model.stream(places, threshold=threshold, batch_size=batch_size, on_error=skip)
     else:
-        results = tiled(model, places, args.tile, args.overlap, threshold=threshold, on_error=skip)
+        overlap = OVERLAP if args.overlap is None else args.overlap
+        results = tiled(model, places, args.tile, overlap, threshold=threshold, on_error=skip)
+    done = 0
     bar = tqdm(total=len(places), unit="image", disable=len(places) < 2)
     try:
         for result in results:
             writer.write(result)
+            done += 1
             tqdm.write(f"{result.file_name}: {_shortened(result.names()) or 'nothing'}")
             bar.update(1)
     finally:  # what was found before Ctrl-C or an error is kept
@@ -356,10 +411,7 @@ def predict(args: argparse.Namespace) -> int:
         writer.close()
     if args.json and ids.images and ids.new:
         print(f"{len(ids.new)} images are not in the data's json: numbered after its images.")
-    print(f"{len(places) - len(bad)} images -> {args.output}")
-    if bad:
-        print(f"{len(bad)} of {len(places)} images could not be read", file=sys.stderr)
-    return 1 if bad else 0
+    print(f"{done} images -> {args.output}")
 
 
 def draw_video(
@@ -367,19 +419,24 @@ def draw_video(
     name: str,
     destination: Path,
     threshold: Threshold,
+    skip: Callable[[ImageLike, UserError], None],
     seconds: float | None = None,
 ) -> int:
-    """Draw what is found in each frame of a video, into a new one; Ctrl-C ends it there.
+    """Draw what is found in each frame of a video, into a new one; Ctrl-C ends it there, and so does damage.
 
     Args:
         model: what predicts.
         name: of the video, the camera, or an address.
         destination: the new video.
         threshold: objects below this score are left out.
+        skip: called where the video cannot be read further.
         seconds: how much of it; None: all.
 
     Returns:
         The number of frames.
+
+    Raises:
+        BadVideo: it cannot be opened.
     """
     rate, total = frame_rate(name), frame_count(name) or None
     frames = read_frames(name)
@@ -395,6 +452,8 @@ def draw_video(
                 yield np.array(result.draw())
         except KeyboardInterrupt:  # what was drawn so far is kept
             tqdm.write("stopped", file=sys.stderr)
+        except BadVideo as error:
+            skip(name, error)
 
     return write_frames(destination, pictures(), rate)
 

@@ -116,12 +116,15 @@ def settle_device(train: DictConfig) -> bool:
         Whether it was changed.
     """
     try:
-        kind = torch.device(train.device).type
+        device = torch.device(train.device)
     except (RuntimeError, TypeError) as e:
         raise UserError(f"train.device={train.device!r} is no device; use cuda or cpu") from e
-    if kind not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda"):
         raise UserError(f"train.device={train.device!r} is not supported; use cuda or cpu")
-    if kind == "cpu" or torch.cuda.is_available():
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and 0 < count <= (device.index or 0):
+        raise UserError(f"train.device={train.device!r}: the last CUDA device is cuda:{count - 1}")
+    if device.type == "cpu" or count:
         return False
     train.device = "cpu"
     return True

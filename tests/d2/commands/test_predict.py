@@ -71,7 +71,7 @@ def test_bad_images_are_left_out_and_the_rest_is_kept(
     assert predict(folder / "detector", out, tmp_path, "--json", "--threshold", "0") == 1
     printed = capsys.readouterr()
     assert "2.png" in printed.err and "4.png" in printed.err
-    assert "2 of 4 images could not be read" in printed.err
+    assert "2 of 4 could not be read" in printed.err
     assert pictures(out) == {"1.png", "3.png", "results.json"}
     files = {entry["file_name"] for entry in json.loads((out / "results.json").read_text())}
     assert files == {str(tmp_path / "1.png"), str(tmp_path / "3.png")}
@@ -160,9 +160,14 @@ def test_panoptic_and_semantic_maps(folder: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--threshold", "30"], "threshold 30: scores are from 0 to 1"),
-        (["--class-threshold", "cat=0.5"], "threshold for cat: the classes are 0, 1"),
+        (["--class-threshold", "cat=0.5"], "threshold for 'cat': the classes are '0', '1'"),
         (["nowhere"], "'nowhere' does not exist"),
         (["--config-file", "nowhere.py"], "'nowhere.py' does not exist"),
+        (["--overlap", "0.5"], "--overlap is for --tile"),
+        (["--seconds", "3"], "--seconds is for videos and cameras"),
+        (["--annotations", "val.json"], "--annotations is for --json and --label-maps"),
+        (["--tile", "64", "--batch-size", "2"], "--batch-size is for whole images"),
+        (["--label-maps"], "--label-maps: this model predicts no label maps"),
     ],
 )
 def test_mistakes_in_one_line(
@@ -177,6 +182,7 @@ def test_mistakes_in_one_line(
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and error[0].startswith("comer-d2 predict: error:")
     assert message in error[0]
+    assert not (tmp_path / "out").exists()
 
 
 def test_compare(folder: Path, tmp_path: Path) -> None:
