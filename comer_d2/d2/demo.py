@@ -13,7 +13,7 @@ import numpy as np
 
 from .errors import UserError
 from .predictor import DEFAULT_THRESHOLD, Predictor
-from .results import TASKS, Result
+from .results import Result
 from .visualization.sheet import save_picture
 
 if TYPE_CHECKING:
@@ -43,16 +43,19 @@ def build_demo(model: Predictor, title: str, examples: Sequence[Path] = ()) -> g
         raise UserError("the page needs gradio: pip install 'comer_d2[demo]'") from error
     folder = tempfile.TemporaryDirectory(prefix="comer_d2_demo_")
 
-    def predict(image: np.ndarray | None, threshold: float, task: str | None) -> tuple[Any, ...]:
+    def predict(image: str | None, threshold: float, task: str | None) -> tuple[Any, ...]:
         if image is None:
             return None, None, "", None
         began = time.perf_counter()
-        result = model(image, threshold=threshold)
+        try:
+            result = model(image, threshold=threshold)
+        except UserError as error:  # of what is no picture
+            raise gradio.Error(str(error).removeprefix(f"{image}: ")) from error
         seconds = time.perf_counter() - began
         task = task or result.task
-        scale = min(LARGEST_SCALE, max(1.0, READABLE / max(image.shape[:2])))
+        height, width = result.image.shape[:2]
+        scale = min(LARGEST_SCALE, max(1.0, READABLE / max(height, width)))
         picture = result.draw(task=task, scale=scale)
-        height, width = image.shape[:2]
         told = f"{seconds:.2f} s on {model.device} for {width} x {height} pixels"
         own = Path(tempfile.mkdtemp(dir=folder.name))  # two visitors at once have files apart
         files = [str(save_picture(picture, own / "found.png"))]
@@ -62,12 +65,13 @@ def build_demo(model: Predictor, title: str, examples: Sequence[Path] = ()) -> g
             files.append(str(path))
         return picture, table_of(result, task), told, files
 
-    tasks = tasks_of(model)
+    tasks = model.tasks
     with gradio.Blocks(title=title) as page:
         gradio.Markdown(f"# {title}")
         with gradio.Row():
             with gradio.Column():
-                image = gradio.Image(type="numpy", image_mode="RGB", label="Image")
+                # The file as it is: gradio's own conversion makes 16 bits white.
+                image = gradio.Image(type="filepath", image_mode=None, label="Image")
                 threshold = gradio.Slider(
                     0, 1, DEFAULT_THRESHOLD, step=0.01, label="Lowest score of an object"
                 )
@@ -121,11 +125,3 @@ def table_of(result: Result, task: str) -> list[list[Any]]:
     sizes = (x1 - x0) * (y1 - y0) if result.masks is None else result.masks.sum((1, 2))
     rows = zip(result.classes.tolist(), result.scores.tolist(), sizes.tolist(), strict=True)
     return [[names[label], round(score, 3), round(size)] for label, score, size in rows]
-
-
-def tasks_of(model: Predictor) -> list[str]:
-    """What a model's results can be drawn as, the first it draws first."""
-    tasks = getattr(model.model, "tasks", None)
-    if tasks:
-        return [task for task in TASKS if task in tasks]
-    return ["semantic" if "sem_seg_head" in model.cfg.model else "instance"]

@@ -4,12 +4,13 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from comer_d2 import load
 from comer_d2.d2.commands.model import validation_images
-from comer_d2.d2.demo import build_demo, table_of, tasks_of
+from comer_d2.d2.demo import build_demo, table_of
 from tests.browser import open_page
 from tests.d2.untrained import DETECTOR, PANOPTIC, write_digits, write_run
 
@@ -33,6 +34,10 @@ def test_a_photo_is_dropped_and_the_threshold_moved(tmp_path: Path) -> None:
             link = view.locator("a[download='found.png']").first
             picture = view.request.get(link.get_attribute("href")).body()
             assert Image.open(io.BytesIO(picture)).size == (512, 512)
+            Image.fromarray(np.full((32, 32), 300, np.uint16)).save(tmp_path / "deep.png")
+            view.get_by_label("Remove Image").or_(view.get_by_label("Clear")).first.click()
+            view.locator("input[type=file]").first.set_input_files(tmp_path / "deep.png")
+            view.get_by_text("more than 8 bits a channel").first.wait_for()
             assert view.evaluate("document.documentElement.scrollWidth") <= 390
             view.get_by_role("spinbutton").fill("1")
             view.get_by_role("button", name="Find").click()
@@ -43,9 +48,9 @@ def test_a_photo_is_dropped_and_the_threshold_moved(tmp_path: Path) -> None:
 
 def test_tables_of_every_task(tmp_path: Path) -> None:
     model = load(write_run(tmp_path / "run", write_digits(tmp_path), PANOPTIC))
-    assert tasks_of(model) == ["panoptic", "instance", "semantic"]
+    assert model.tasks == ("panoptic", "instance", "semantic")
     result = model(tmp_path / "digits" / "val" / "00001.png", threshold=0.0)
-    for task in tasks_of(model):
+    for task in model.tasks:
         rows = table_of(result, task)
         assert json.dumps(rows)
         names = {name for name, _, _ in rows}
