@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..cli import run_tool
+from ..cli import command_parser, refuse_unused, run_tool
 from ..engine.checkpoint import read_checkpoint
 from ..errors import UserError
 from ..export.hub import write_hub_folder
@@ -38,11 +38,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Write a trained model in another form, and compare it with the model.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        prog,
+        "Write a trained model in another form, and compare it with the model.",
+        EXAMPLE,
     )
     add_model_arguments(parser, thresholds=False)
     parser.add_argument("output", type=Path, help="where to")
@@ -75,14 +74,18 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument("--title", help="of the model card (the run's folder)")
     parser.add_argument(
         "--license",
-        default="other",
-        help="of the weights, as the hub names it: that of the pretrained ViT and the data (%(default)s)",
+        help="of the weights, as the hub names it: that of the pretrained ViT and the data (other)",
     )
     return run_tool(partial(export, parser.parse_args(argv)), prog)
 
 
 def export(args: argparse.Namespace) -> None:
     """Export what a command line names."""
+    hub, program = ("title", "license"), ("images", "fixed_size", "resize")
+    if args.format == "hub":
+        refuse_unused(args, dict.fromkeys(program, "programs"))
+    else:
+        refuse_unused(args, dict.fromkeys(hub, "a folder, --format hub"))
     size = args.fixed_size and tuple(args.fixed_size)
     if args.resize and not size:
         raise UserError("--resize needs the size that photos are to fit into: --fixed-size H W")
@@ -138,9 +141,10 @@ def export_folder(args: argparse.Namespace, model: Predictor) -> None:
     written = write_hub_folder(
         model,
         args.output,
-        license=args.license,
+        license=args.license or "other",
         title=args.title or checkpoint.parent.resolve().name,
         metrics=metrics_of(checkpoint),
+        allow_targets=args.allow_target,
     )
     print("\n".join(["compared with the model on an image: the same outputs", *written]))
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from ...network import ViT, ViTCoMerNet
 from ...network.timm_pyramid import TimmPyramid
 from ...weights.files import write_weights
 from ..errors import UserError
+from ..new_folder import new_folder
 from ..predictor import HUB_WEIGHTS, Predictor, load
 
 TASK_TAGS = {"instance": "object-detection", "semantic": "image-segmentation", "panoptic": "image-segmentation"}  # fmt: skip
@@ -59,6 +57,7 @@ def write_hub_folder(
     license: str,
     title: str,
     metrics: Mapping[str, Mapping[str, float | None]],
+    allow_targets: Sequence[str] = (),
 ) -> list[str]:
     """Write model.safetensors, config.yaml and README.md, and compare what they load as.
 
@@ -69,29 +68,25 @@ def write_hub_folder(
             of the pretrained weights and of the data usually decides.
         title: of the model card.
         metrics: task -> metric -> value, of this checkpoint; may be empty.
+        allow_targets: as of `load`.
 
     Returns:
         What was written.
 
     Raises:
-        UserError: the folder holds something, or what was written computes something else.
+        UserError: the folder holds something, what was written computes something else, or the model is one
+            of half precision or of several views.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"'{folder}' is not an empty folder: choose another one")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    if model.dtype != torch.float32 or model.augmented:
+        raise UserError(
+            "a folder to share holds float32 weights; dtype, scales and flip are chosen where it is loaded"
+        )
+    with new_folder(folder) as part:
         write_weights(part / HUB_WEIGHTS, model.model.state_dict())
         cfg = shareable(model.cfg)
         LazyConfig.save(cfg, str(part / "config.yaml"))
         _card(model, license, title, metrics).save(part / "README.md")
-        _compare(model, part)
-        part.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        _compare(model, part, allow_targets)
     return sorted(str(path) for path in folder.iterdir())
 
 
@@ -159,13 +154,12 @@ def _card(
     names = list(model.class_names)
     start = cfg.train.init_checkpoint
     starts = [start] if isinstance(start, str) else list(start or ())
-    task = "semantic" if "sem_seg_head" in cfg.model else "instance"
     has_comer = any(isinstance(module, ViTCoMerNet) for module in model.model.modules())
     data = ModelCardData(
         license=license,
         library_name="comer_d2",
         tags=["vit-comer", "detectron2"] if has_comer else ["detectron2"],
-        pipeline_tag=TASK_TAGS[task],
+        pipeline_tag=TASK_TAGS[model.tasks[0]],
     )
     text = CARD.format(
         title=title,
@@ -205,10 +199,10 @@ def _dataset(cfg: Any) -> str:
     return names if isinstance(names, str) else ", ".join(names)
 
 
-def _compare(model: Predictor, folder: Path) -> None:
+def _compare(model: Predictor, folder: Path, allow_targets: Sequence[str]) -> None:
     """The written folder, loaded, gives the same outputs on an image of noise."""
     image = np.random.default_rng(0).integers(0, 256, (PROBE_SIDE, PROBE_SIDE, 3), np.uint8)
-    again = load(folder, device=model.device)
+    again = load(folder, device=model.device, allow_targets=allow_targets)
     before, after = (_flat(m.outputs([_input(m, image)])) for m in (model, again))
     if not all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
         raise UserError(f"{folder}: the weights that were written compute something else")

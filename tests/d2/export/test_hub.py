@@ -82,6 +82,27 @@ def test_a_card_says_what_the_model_stands_on() -> None:
         assert described(Detector(backbone)) == words
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--format", "hub", "--fixed-size", "64", "64"), "--fixed-size is for programs"),
+        (("--format", "onnx", "--license", "mit"), "--license is for a folder"),
+    ],
+)
+def test_options_in_vain(capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str) -> None:  # fmt: skip
+    assert main(["export", "no_run", "out", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [("--dtype", "bfloat16"), ("--flip",), ("--scales", "1", "2")])
+def test_options_of_predictions_are_none_of_a_folder(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    assert main(["export", str(run), str(tmp_path / "out"), "--format", "hub", *options]) == 2
+    assert "dtype, scales and flip are chosen where it is loaded" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_holds_something_is_left_alone(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
