@@ -23,6 +23,10 @@ PACKAGES = (
     "opencv-python-headless",
     "supervision",
     "av",
+    "onnx",
+    "onnxruntime",
+    "gradio",
+    "huggingface_hub",
 )
 
 
