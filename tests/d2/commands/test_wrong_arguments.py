@@ -70,7 +70,7 @@ def test_curves_of_a_damaged_metrics_file(tmp_path: Path) -> None:
 
 def test_a_damaged_record_of_a_step(tmp_path: Path) -> None:
     record: dict[str, Any] = {key: {} for key in ("losses", "grad_norms", "data", "model")}
-    record |= {"reason": "NaN", "iteration": 3, "images": [], "random": [{}]}
+    record |= {"reason": "NaN", "iteration": 3, "images": [], "random": [{}], "data": {"seed": 0}}
     torch.save(record, tmp_path / "step.pth")
     assert read_record(tmp_path / "step.pth") == record
     for key in record:
