@@ -1,12 +1,15 @@
 """Positions: sine encodings, and learned tables resized to other maps."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ops.registry import without_autocast
+
+LONGEST_PERIOD = 100.0  # nearly, of DINOv3's rotary positions, in units of half a side
 
 
 def sine_encoding(x: Tensor, dim: int, temperature: float) -> Tensor:
@@ -48,6 +51,37 @@ def sine_position_encoding(height: int, width: int, dim: int, device: torch.devi
     y = axis(height)[:, None].expand(-1, width, -1)
     x = axis(width)[None].expand(height, -1, -1)
     return torch.cat([y, x], dim=-1).flatten(0, 1)
+
+
+class CentredRotaryPositions(nn.Module):
+    """Rotary positions of DINOv3: centres of a map's cells, from -1 to 1 along each side.
+
+    The numbers of timm's, which takes the sides for constants in ``torch.export`` and computes on the host.
+
+    Source: Sec. 3.2 of arXiv 2508.10104 (DINOv3).
+
+    Args:
+        head_dim: channels d of a head, a multiple of 4.
+    """
+
+    numbers: Tensor
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        # Integers: a network's change of type leaves them alone.
+        self.register_buffer("numbers", torch.arange(head_dim // 4), persistent=False)
+
+    def get_embed(self, shape: Sequence[int]) -> Tensor:
+        """Rows and columns of a map -> (rows*columns, 2*d) float32, sines, then cosines."""
+        height, width = (
+            (torch.arange(size, device=self.numbers.device, dtype=torch.float32) + 0.5) / size
+            for size in shape
+        )
+        grid = torch.meshgrid(height, width, indexing="ij")
+        centres = 2 * torch.stack(grid, dim=-1).flatten(0, 1) - 1
+        periods = LONGEST_PERIOD ** (self.numbers.float() / len(self.numbers))
+        angles = (2 * math.pi * centres[..., None] / periods).flatten(1)
+        return torch.cat([angles.sin().tile(2), angles.cos().tile(2)], dim=-1)
 
 
 def resize_position_table(table: Tensor, height: int, width: int) -> Tensor:

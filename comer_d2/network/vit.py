@@ -23,7 +23,7 @@ from ..layers.levels import Levels, map_to_tokens, tokens_to_map, without_prefix
 from ..layers.linear import with_own_linears
 from ..layers.narrow import narrowed
 from ..layers.norm import LayerNorm, LayerScale
-from ..layers.positions import resize_position_table
+from ..layers.positions import CentredRotaryPositions, resize_position_table
 from .init import draw_layers
 from .trunk import BlockRanges, Call, Stage, check_cover
 from .vit_attention import Attention, QKVBias, RelativePositionAttention
@@ -33,9 +33,9 @@ PATCH_SIZE = 16
 LAYER_NORM_EPS = 1e-6
 LEVEL = 1  # stride 16, of the CNN tokens' three levels
 NUM_STAGES = 4
-# Rotary positions by family, in timm's terms; none of them has parameters.
+# Rotary positions by family, in timm's terms (DINOv3's are our own); none of them has parameters.
 ROPE: dict[str, dict[str, Any]] = {
-    "dinov3": {"rope_type": "dinov3", "temperature": 100.0, "rotate_half": True},
+    "dinov3": {"rotate_half": True},
     "eva02": {
         "rope_type": "cat",
         "temperature": 10000.0,
@@ -473,13 +473,15 @@ def keep_in_bfloat16(block: nn.Module) -> None:
 
 
 def build_rope(name: str | None, dim: int, num_heads: int) -> nn.Module | None:
-    """timm's rotary positions of a family; any map size, no state.
+    """Rotary positions of a family; any map size, no state.
 
     Positions are those on the whole map, in windows too: a window sees the same differences of
     position as it would in global attention.
     """
     if name is None:
         return None
+    if name == "dinov3":
+        return CentredRotaryPositions(dim // num_heads)
     return create_rope_embed(dim=dim, num_heads=num_heads, feat_shape=None, **ROPE[name])
 
 

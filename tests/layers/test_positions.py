@@ -1,10 +1,15 @@
-"""Resizing of position tables is PyTorch's, number by number."""
+"""Resizing of position tables is PyTorch's, rotary positions are timm's, number by number."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import RotaryEmbeddingDinoV3
 
-from comer_d2.layers.positions import resize_bicubic, resize_position_table
+from comer_d2.layers.positions import (
+    CentredRotaryPositions,
+    resize_bicubic,
+    resize_position_table,
+)
 
 SIZES = [(14, 14), (9, 20), (37, 5), (1, 3)]
 
@@ -34,3 +39,10 @@ def test_a_table_is_resized_in_float32_or_better(dtype: torch.dtype) -> None:
 def test_a_table_of_the_size_is_itself() -> None:
     table = torch.randn(1, 49, 8)
     assert resize_position_table(table, 7, 7) is table
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_dinov3s_rotary_positions(size: tuple[int, int]) -> None:
+    positions = CentredRotaryPositions(16).bfloat16()
+    assert not positions.state_dict()
+    assert torch.equal(positions.get_embed(size), RotaryEmbeddingDinoV3(16).get_embed(list(size)))
