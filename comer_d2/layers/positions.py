@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from ..ops.registry import without_autocast
 
 LONGEST_PERIOD = 100.0  # nearly, of DINOv3's rotary positions, in units of half a side
+REMEMBERED_SIZES = 4  # that an evaluation's images have in turns; of a ViT-L at 1024, 16 MiB each
 
 
 def sine_encoding(x: Tensor, dim: int, temperature: float) -> Tensor:
@@ -101,6 +103,90 @@ def resize_position_table(table: Tensor, height: int, width: int) -> Tensor:
     if not torch.compiler.is_compiling() and (grid, grid) == (height, width):
         return table
     return resize_bicubic(table.unflatten(1, (grid, grid)), height, width).flatten(1, 2)
+
+
+@dataclass
+class Remembered:
+    """What :class:`ResizedTables` remembers of one state of one parameter."""
+
+    version: int
+    memory: Tensor  # the table's own; while it is held, no other can come to lie there
+    resized: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+    def is_of(self, table: Tensor) -> bool:
+        """Whether nothing has happened to the table."""
+        return (
+            self.version == table._version
+            and self.memory.data_ptr() == table.data_ptr()
+            and self.memory.dtype == table.dtype
+        )
+
+
+class ResizedTables:
+    """A learned position table at the sizes of a few images, resized once for many in evaluation.
+
+    A change of the table is noticed by its version, memory and type. What leaves no trace there (a
+    write through ``.data``, a fused optimizer, a CUDA graph) the owner tells with :meth:`forget`, whenever it
+    goes to training or to evaluation. Copies and pickles remember nothing.
+    """
+
+    def __init__(self) -> None:
+        self._remembered: Remembered | None = None
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
+
+    def forget(self) -> None:
+        """Resizes anew at the next call."""
+        self._remembered = None
+
+    def of(self, parameter: Tensor, first: int, height: int, width: int, *, keep: bool) -> Tensor:
+        """The rows of a table from ``first`` on, as :func:`resize_position_table` resizes them.
+
+        Args:
+            parameter: (1, first + G*G, D).
+            first: rows in front of the grid's, 0 or 1.
+            height: rows of the new grid.
+            width: columns of the new grid.
+            keep: whether to remember, where that is possible.
+
+        Returns:
+            (1, height*width, D), not to be written to.
+        """
+        size = (first, height, width)
+        if not (keep and can_be_remembered(parameter, size)):
+            if not torch.compiler.is_compiling():
+                self.forget()
+            return resize_position_table(parameter[:, first:], height, width)
+        remembered = self._remembered
+        if remembered is None or not remembered.is_of(parameter):
+            remembered = Remembered(parameter._version, parameter.detach())
+            self._remembered = remembered
+        resized = remembered.resized.get(size)
+        if resized is None:
+            resized = resize_position_table(parameter[:, first:], height, width)
+            if type(resized) is Tensor:  # not a fake one of who only wants shapes
+                if len(remembered.resized) == REMEMBERED_SIZES:
+                    remembered.resized = {}
+                remembered.resized[size] = resized
+        return resized
+
+
+def can_be_remembered(parameter: Tensor, size: tuple[int, ...]) -> bool:
+    """Whether what is computed of a parameter now can be used later, by whoever calls then."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and all(type(number) is int for number in size)  # not a tracer's symbol
+        and type(parameter) is nn.Parameter
+        and not parameter.is_inference()  # has no version
+        # Other streams would not wait for it, and a graph's memory is the graph's.
+        and (
+            not parameter.is_cuda
+            or torch.cuda.current_stream(parameter.device)
+            == torch.cuda.default_stream(parameter.device)
+        )
+    )
 
 
 def resize_bicubic(grid: Tensor, height: int, width: int) -> Tensor:

@@ -23,7 +23,7 @@ from ..layers.levels import Levels, map_to_tokens, tokens_to_map, without_prefix
 from ..layers.linear import with_own_linears
 from ..layers.narrow import narrowed
 from ..layers.norm import LayerNorm, LayerScale
-from ..layers.positions import CentredRotaryPositions, resize_position_table
+from ..layers.positions import CentredRotaryPositions, ResizedTables
 from .init import draw_layers
 from .trunk import BlockRanges, Call, Stage, check_cover
 from .vit_attention import Attention, QKVBias, RelativePositionAttention
@@ -258,6 +258,7 @@ class ViT(nn.Module):
         rows = grid_size**2 + pretrain_use_cls_token
         self.pos_embed = nn.Parameter(torch.zeros(1, rows, embed_dim)) if use_abs_pos else None
         self.pretrain_use_cls_token = pretrain_use_cls_token
+        self.resized_pos_embed = ResizedTables()
         self.prefix_tokens = None
         if num_prefix_tokens:
             self.prefix_tokens = nn.Parameter(torch.zeros(1, num_prefix_tokens, embed_dim))
@@ -322,6 +323,7 @@ class ViT(nn.Module):
     def train(self, mode: bool = True) -> "ViT":
         """As ever, but that what is frozen stays in evaluation."""
         super().train(mode)
+        self.resized_pos_embed.forget()
         for part in self.frozen_parts():
             if isinstance(part, nn.Module):
                 part.eval()
@@ -370,8 +372,8 @@ class ViT(nn.Module):
         patches = self.patch_embed(image)
         x = map_to_tokens(patches)
         if self.pos_embed is not None:
-            table = self.pos_embed[:, 1:] if self.pretrain_use_cls_token else self.pos_embed
-            x = x + resize_position_table(table, *patches.shape[-2:])
+            first, size = int(self.pretrain_use_cls_token), patches.shape[-2:]
+            x = x + self.resized_pos_embed.of(self.pos_embed, first, *size, keep=not self.training)
         if self.prefix_tokens is not None:
             x = torch.cat([self.prefix_tokens.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
         return self.norm_pre(x)

@@ -42,6 +42,8 @@ def check(net: nn.Module, sample: tuple[int, int], sides: dict[int, Any]) -> Non
     """Exports a network at one size, and compares it with itself at many."""
     net = net.eval()
     image = torch.randn(1, 3, *sample)
+    with torch.no_grad():
+        net(image)  # what it remembers of this size is to be no constant of the program
     exported = torch.export.export(net, (image,), dynamic_shapes=({0: None, **sides},))
     program = exported.module()
     for size in SIZES:
