@@ -5,7 +5,7 @@ make finetuning ARGS="--task instances --data balloon --vit vit_s14.pth"
 make finetuning ARGS="--task semantic --data camvid --vit vit_s14.pth"
 
 Every row is a run of train_net.py on one config of configs/custom; one that is there already is not run again. The
-table is printed, and written as table.md beside the runs.
+table is printed, and written as table.md beside the runs, with the losses of the first seed as curves.png.
 """
 
 import argparse
@@ -15,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -98,7 +100,9 @@ def rows_of(task: Task) -> dict[str, Row]:
         name: Row(task.config, not name.startswith("scratch"), row) for name, row in changes.items()
     }
     if task.plain:
-        rows["plain ViT, pretrained, only read"] = Row(task.plain, True, [])
+        rows["plain ViT, pretrained, only read"] = Row(
+            task.plain, True, ["model.backbone.net.frozen_dtype=bfloat16"]
+        )
     return rows
 
 
@@ -166,6 +170,20 @@ def run(args: argparse.Namespace, row: str, seed: int) -> list[float]:
     return [results[kind][name] for kind, name in task.metrics]
 
 
+def draw_curves(args: argparse.Namespace) -> None:
+    """Write the total losses of the rows over the iterations."""
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for row in args.rows:
+        file = args.output / args.task / folder_of(row, args.seeds[0]) / "metrics.json"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        losses = {line["iteration"]: line["total_loss"] for line in lines if "total_loss" in line}
+        axes.plot(losses.keys(), losses.values(), label=row)
+    axes.set(xlabel="iteration", ylabel="total loss")
+    figure.legend(loc="outside right upper", fontsize="small")
+    figure.savefig(args.output / args.task / "curves.png", dpi=100)
+
+
 def main() -> None:
     """Run the rows and print their table."""
     args = parse_arguments()
@@ -176,6 +194,7 @@ def main() -> None:
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     text = "\n".join(lines) + "\n"
     (args.output / args.task / "table.md").write_text(text)
+    draw_curves(args)
     print(text)
 
 
