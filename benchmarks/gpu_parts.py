@@ -533,15 +533,19 @@ def compiled_steps(size: str, device: str) -> Figures:
 
 
 def memory(device: str) -> Figures:
-    """Peak memory and time of a step with and without activation checkpointing."""
+    """Peak memory and time of a step by what is recomputed: nothing, part by part, stage by stage."""
     figures = Figures()
-    for size, checkpointing in itertools.product(STEP_TARGETS, (False, True)):
+    kinds: dict[str, bool | str] = {
+        "without checkpointing": False,
+        "with checkpointing": True,
+        "with checkpointing by stage": "stage",
+    }
+    for size, (kind, checkpointing) in itertools.product(STEP_TARGETS, kinds.items()):
         net = network(size, device, use_act_checkpoint=checkpointing)
         if device == "cuda":
             step(net, batch(device))
             torch.cuda.reset_peak_memory_stats()
-        name = f"ViT-CoMer, {'with' if checkpointing else 'without'} checkpointing"
-        _, (row,) = compare_steps(device, size, {name: net})
+        _, (row,) = compare_steps(device, size, {f"ViT-CoMer, {kind}": net})
         if device == "cuda":
             row["peak, GiB"] = torch.cuda.max_memory_allocated() / 2**30
         del net

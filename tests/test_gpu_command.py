@@ -20,7 +20,6 @@ MEASURE = [
     "new image sizes",
     "eager steps",
     "compiled steps, S",
-    "memory",
 ]
 
 
@@ -30,6 +29,14 @@ def test_a_part_measures_and_sets_no_target_on_a_cpu(name: str) -> None:
     assert result["status"] == "ran", result
     assert result["rows"]
     assert result["targets"] == []
+
+
+def test_memory_is_that_of_every_kind_of_checkpointing() -> None:
+    result = gpu.run_part("memory", "cpu")
+    assert result["targets"] == []
+    kinds = [row["network"].removeprefix("ViT-CoMer, ") for row in result["rows"]]
+    of_a_size = ["without checkpointing", "with checkpointing", "with checkpointing by stage"]
+    assert kinds == 2 * [f"{kind}, tiny" for kind in of_a_size]
 
 
 def test_golden_networks_have_targets_on_every_device() -> None:
