@@ -63,10 +63,11 @@ def narrowed(*parts: nn.Module, device: str) -> Iterator[None]:
     """Gives layers their weights in autocast's type while the context is open, where autocast is on.
 
     Autocast casts each weight and each bias by itself, forward and backward: kernels that take longer
-    to launch than to run. Here all weights of the parts are cast together. What looks up a
-    parameter by its name in the module, as layers and hooks do, finds the cast one; ``parameters()``
-    and the gradients are the module's own, in float32. What is compiled casts for itself, and
-    weights of a type of their own, such as quantised or sharded ones, are left alone.
+    to launch than to run. Here all weights of the parts are cast together. A layer that looks up a
+    parameter by its name finds the cast one; ``parameters()`` and the gradients are the module's own,
+    in float32. What is compiled casts for itself. Weights of a type of their own, such as quantised or
+    sharded ones, are left alone, and so is what is inside a module with forward hooks, which may read or
+    change weights: there autocast casts.
 
     Args:
         parts: modules whose linear layers, convolutions, layer norms and layer scales run within.
@@ -84,7 +85,7 @@ def narrowed(*parts: nn.Module, device: str) -> Iterator[None]:
     places = [
         (module, name, parameter)
         for part in parts
-        for module in eager_modules(part)
+        for module in plain_modules(part)
         if isinstance(module, kinds) and not isinstance(module, IN_FLOAT32)
         for name, parameter in module._parameters.items()
         if isinstance(parameter, nn.Parameter)
@@ -102,12 +103,12 @@ def narrowed(*parts: nn.Module, device: str) -> Iterator[None]:
         yield
 
 
-def eager_modules(part: nn.Module) -> Iterator[nn.Module]:
-    """A part and what is in it, but what ``torch.compile`` has compiled."""
-    if part._compiled_call_impl is None:
+def plain_modules(part: nn.Module) -> Iterator[nn.Module]:
+    """A part and what is in it, but what ``torch.compile`` has compiled or what has forward hooks."""
+    if part._compiled_call_impl is None and not (part._forward_pre_hooks or part._forward_hooks):
         yield part
         for child in part.children():
-            yield from eager_modules(child)
+            yield from plain_modules(child)
 
 
 @contextmanager

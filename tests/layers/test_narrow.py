@@ -80,6 +80,30 @@ def test_layers_have_their_own_weights_before_and_after() -> None:
     assert [id(p) for p in net.parameters()] == [id(p) for p in parameters]
 
 
+def halve(module: nn.Module, _: object) -> None:
+    with torch.no_grad():
+        module.weight.mul_(0.5)
+
+
+@pytest.mark.parametrize("where", ["spectral norm", "weight norm", "a change of weights"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_hooks_find_and_change_a_modules_own_weights(where: str) -> None:
+    """As under autocast alone: a weight that a hook changes stays changed."""
+    results = []
+    for together in (False, True):
+        net = two_layers()
+        if where == "spectral norm":
+            nn.utils.spectral_norm(net[0])
+        elif where == "weight norm":
+            nn.utils.weight_norm(net[0])
+        else:
+            net[0].register_forward_pre_hook(halve)
+        output, grads = step(net, together)
+        results.append([output, *grads, *net.state_dict().values()])
+    for value, expected in zip(*results, strict=True):
+        assert torch.equal(value, expected)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True, "stage"])
 def test_a_step_of_the_network_casts_in_few_operations(checkpointing: bool | str) -> None:
     """One cast forth and one back for each stage, not for every weight, recomputing or not."""
