@@ -200,7 +200,7 @@ struct Walk {
 // A walker has kTaps neighbouring taps of one row of the kernel: all of the row, or 1 for kernels whose
 // size is only known at run time.
 template <typename T, int kTaps, int kChannels>
-__global__ void correlate_kernel(
+__global__ void __launch_bounds__(kTaps == 1 ? 1024 : 256) correlate_kernel(
     const T* __restrict__ tokens,
     const T* __restrict__ grad_output,
     const ConvTable table,

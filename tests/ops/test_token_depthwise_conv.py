@@ -93,7 +93,7 @@ def test_the_definition_in_plain_loops(device, function, sets):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("kernels", "channels"), [
     ((3,), 1), ((3,), 48), ((3,), 96), ((5,), 100), ((3, 5), 26), ((3, 5), 192), ((1, 7), 40),
-    ((3, 5, 9), 15),
+    ((3, 5, 9), 15), ((31,), 8),
 ])  # fmt: skip
 @pytest.mark.parametrize("sets", [1, len(SHAPES)])
 @pytest.mark.parametrize(("dtype", "weights", "tolerance"), DTYPES)
