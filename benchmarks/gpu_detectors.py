@@ -106,12 +106,20 @@ def make_tiny(cfg: Any) -> None:
         deform_num_heads=3, deform_ratio=1.0, interaction_indexes=[[i, i] for i in range(4)]
     )
     if "sem_seg_head" in cfg.model:
-        cfg.model.sem_seg_head.pixel_decoder.in_channels = [24] * 4
+        head = cfg.model.sem_seg_head
+        (head.pixel_decoder if "pixel_decoder" in head else head).in_channels = [24] * 4
     for owner in (backbone, cfg.model.backbone):
         if owner.get("square_pad"):
             owner.square_pad = 64
     cfg.dataloader.train.mapper.augmentations = []
     cfg.dataloader.train.num_workers = 0
+
+
+def rectangle(draw: np.random.Generator, side: int) -> tuple[int, int, int, int]:
+    """x, y, width and height of an object, in pixels; it lies in an image of side x 3/4 side."""
+    x, y = (int(v) for v in draw.integers(0, side // 2, 2))
+    w, h = (int(v) for v in draw.integers(side // 16, side // 4, 2))
+    return x, y, w, h
 
 
 def write_images(folder: Path, side: int, count: int = 16) -> None:
@@ -121,8 +129,7 @@ def write_images(folder: Path, side: int, count: int = 16) -> None:
     for number in range(count):
         pixels = draw.integers(0, 256, (side * 3 // 4, side, 3), dtype=np.uint8)
         for _ in range(OBJECTS):
-            x, y = (int(v) for v in draw.integers(0, side // 2, 2))
-            w, h = (int(v) for v in draw.integers(side // 16, side // 4, 2))
+            x, y, w, h = rectangle(draw, side)
             pixels[y : y + h, x : x + w] = draw.integers(0, 256, 3, dtype=np.uint8)
             annotations.append(
                 {

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept import Kept
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -71,7 +71,7 @@ class Traffic(TorchDispatchMode):
         kernels: launches by kind.
         bytes: bytes read and written by kind.
         seconds: the least time of all kernels, see `BANDWIDTH`.
-        kept: bytes that the forward keeps for the backward, besides parameters.
+        kept: bytes that the forward keeps for the backward, besides parameters and buffers.
     """
 
     def __init__(self) -> None:
@@ -149,17 +149,10 @@ def count(make: Callable[[], nn.Module], image: int, batch: int, dtype: torch.dt
     with FakeTensorMode(allow_non_fake_inputs=True):
         on_fake_cpu(net)
         images = torch.empty(batch, 3, image, image)
-        kept: dict[int, int] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            if not isinstance(tensor, nn.Parameter):
-                kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
-            return tensor
-
         with Traffic() as traffic:
-            with autocast, saved_tensors_hooks(keep, lambda tensor: tensor):
+            with autocast, Kept(net) as kept:
                 outputs = net(images)
-            traffic.kept = sum(kept.values())
+            traffic.kept = sum(kept.activations.values()) + sum(kept.casts.values())
             outputs = list(outputs.values()) if isinstance(outputs, dict) else [outputs]
             torch.autograd.backward(outputs, [torch.empty_like(o) for o in outputs])
     return traffic
