@@ -44,7 +44,7 @@ from comer_d2.heads.upernet import PyramidPooling
 from comer_d2.network import interaction
 
 CONFIGS = ["mask_rcnn_comer_s", "upernet_comer_s_semantic", "mask2former_comer_s_instance"]
-SIDES = [512, 640, 800, 1024]
+SIDES = [512, 640, 800]
 # Autocast's type and activation checkpointing.
 CASES = {
     "f32": (torch.float32, False),
