@@ -1,4 +1,4 @@
-"""The tables of docs/OP.md and docs/architecture.md show the figures that benchmarks/results holds."""
+"""Tables of figures in docs show what benchmarks/results holds."""
 
 from __future__ import annotations
 
@@ -70,3 +70,19 @@ def test_what_a_step_moves() -> None:
             figures.append(sum(kind["kernels"] for kind in kinds.values()))
             figures.append(sum(kind["bytes"] for kind in kinds.values()) / 2**30)
         check("architecture.md", name, figures)
+
+
+def test_what_a_frozen_vit_saves() -> None:
+    rows: dict[str, list[float]] = {}
+    for row in results("traffic_batch1"):
+        for name in (f"ViT-CoMer-{row['size']}", "its ViT frozen", "and only read"):
+            memory, kinds = row["memory"][name], row["networks"][name].values()
+            for title, figure in {
+                "states, GiB": memory["states"] / 2**30,
+                "kept for the backward, GiB": memory["kept"] / 2**30,
+                "moved by a step, GiB": sum(kind["bytes"] for kind in kinds) / 2**30,
+                "least time of a step, ms": memory["least_seconds"] * 1e3,
+            }.items():
+                rows.setdefault(title, []).append(figure)
+    for title, figures in rows.items():
+        check("MODEL_ZOO.md", title, figures)
