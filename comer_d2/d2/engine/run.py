@@ -196,7 +196,7 @@ def train(
     folder = CheckpointFolder(cfg.train.output_dir, cfg.train.checkpointer.get("max_to_keep"))
     last = folder.last() if resume_run else None
     if resume_run and not last:
-        logger.warning("Nothing to go on from in %s: the run starts anew", cfg.train.output_dir)
+        logger.info("Nothing to go on from in %s: the run starts anew", cfg.train.output_dir)
     if comm.is_main_process():
         remove_half_written(cfg.train.output_dir)
     with InterruptFlag() as interrupt:
