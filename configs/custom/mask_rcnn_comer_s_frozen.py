@@ -8,5 +8,5 @@ from .mask_rcnn_comer_t import dataloader, dataset, lr_multiplier, model, optimi
 
 _comer = model.backbone.bottom_up
 comer_size(_comer, "S")
-_comer.vit.freeze_at = _comer.vit.depth  # not only read: CTI to V, which is trained, was worth 6 AP
+_comer.vit.freeze_at = _comer.vit.depth  # not only read: CTI to V trains
 _comer.vit.pretrain_img_size = 592  # 37 x 37 positions: DINOv2's 518 / 14, at patch 16

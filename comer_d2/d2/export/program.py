@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -233,14 +234,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_onnx() -> None:
-    try:
-        import onnx
-        import onnxruntime
-
-        from . import onnx_nms
-    except ImportError as error:
-        raise UserError(f"{error.name} is missing: pip install 'comer_d2[export]'") from error
-    del onnx, onnxruntime, onnx_nms
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise UserError(f"{error.name} is missing: pip install 'comer_d2[export]'") from error
 
 
 def _write_onnx(program: Any, path: Path, names: list[str]) -> tuple[Run, list[str]]:

@@ -116,9 +116,9 @@ def test_the_rest_of_an_update_is_accumulated(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_probes_optimizer_is_the_configs_which_stays_as_it_was() -> None:
     config = str(ROOT / "configs/custom/mask_rcnn_comer_t.py")
-    cfg = load_config(
-        config, ["train.device=cpu", "optimizer.lr=0.25", "optimizer.weight_decay=0.5"]
-    )
+    changes = ["optimizer.lr=0.25", "optimizer.weight_decay=0.5"]
+    changes += ["optimizer.params.vit_lr_factor=1"]  # there is no ViT
+    cfg = load_config(config, ["train.device=cpu", *changes])
     model = nn.ModuleDict({"backbone": nn.Linear(2, 2)})
     trainer = probing_trainer(cfg, model)
     assert isinstance(trainer.optimizer, torch.optim.AdamW)

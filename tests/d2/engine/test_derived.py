@@ -35,7 +35,7 @@ def test_the_authors_recipe_in_epochs_of_367_images() -> None:
 def test_the_rate_grows_with_the_root_of_the_batch() -> None:
     cfg = load("custom/mask_rcnn_comer_s.py", "dataloader.train.total_batch_size=8")
     notes = derive(cfg, PHOTOS)
-    assert cfg.optimizer.lr == pytest.approx(1e-4 * (8 / 16) ** 0.5)
+    assert cfg.optimizer.lr == pytest.approx(8e-4 * (8 / 16) ** 0.5)
     assert "root of 8/16" in notes[1]
     cfg = load("custom/mask_rcnn_comer_s.py", "optimizer.lr=3e-4")
     derive(cfg, PHOTOS)
