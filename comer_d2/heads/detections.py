@@ -50,9 +50,13 @@ def suppress(candidates: Detections, usable: Tensor, threshold: float) -> Tensor
     # Classes of image 0, then those of image 1, ...
     group = candidates.classes * batch + image
     boxes = candidates.boxes.double() + (group * APART)[..., None]
-    (at,) = usable.flatten().nonzero(as_tuple=True)
-    best = nms(boxes.flatten(0, 1)[at], candidates.scores.double().flatten()[at], threshold)
-    kept = torch.zeros_like(usable).flatten().index_fill(0, at[best], True)
+    # Two empty boxes take part, always: a program that was exported runs for two boxes or more, and a photo may have none.
+    takes_part = F.pad(usable.flatten(), (0, 2), value=True)
+    (at,) = takes_part.nonzero(as_tuple=True)
+    corners = F.pad(boxes.flatten(0, 1), (0, 0, 0, 2))
+    scores = F.pad(candidates.scores.double().flatten(), (0, 2))
+    best = nms(corners[at], scores[at], threshold)
+    kept = torch.zeros_like(takes_part).index_fill(0, at[best], True)[: batch * number]
     return kept.unflatten(0, (batch, number))
 
 
