@@ -50,7 +50,7 @@ def train(detector: str, output: Path, *arguments: str) -> None:
     assert main(["--config-file", config(detector), *arguments, f"train.output_dir={output}"]) == 0
 
 
-@pytest.mark.parametrize("backbone", ["swin", "convnext", "vit"])
+@pytest.mark.parametrize("backbone", ["swin", "comer_swin", "convnext", "vit"])
 def test_mask_rcnn_on_other_backbones(
     few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str
 ) -> None:
