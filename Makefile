@@ -31,8 +31,11 @@ lint:  ## check style, formatting and types
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
 
-ablation: install  ## the paper's ladder on the quickstart's digits: a plain ViT, and each part added (an hour on a CPU)
-	@$(PYTHON) benchmarks/ablation.py $(ARGS)
+finetuning: install  ## what each part of a recipe gives on your photos (ARGS="--task ... --data ... --vit ...", hours on a CPU)
+	@$(PYTHON) tools/finetuning.py $(ARGS)
+
+ablation: install  ## the paper's ladder: a plain ViT, and each part added (ARGS as for finetuning)
+	@$(PYTHON) tools/finetuning.py --ladder paper $(ARGS)
 
 docs:  ## build docs/ and the reference as a site, in build/site
 	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet

@@ -1,18 +1,22 @@
 #!/usr/bin/env python3
-"""The ladder of docs/FINETUNING.md: what each part of a recipe gives on a few photos of one's own.
+"""The ladders of docs/FINETUNING.md: what each part of a recipe, or of ViT-CoMer, gives on a few photos of one's own.
 
 make finetuning ARGS="--task instances --data balloon --vit vit_s14.pth"
 make finetuning ARGS="--task semantic --data camvid --vit vit_s14.pth"
+make ablation ARGS="--task boxes --data bccd --vit vit_s14.pth"          # the paper's Table 7
 
-Every row is a run of train_net.py on one config of configs/custom; one that is there already is not run again. The
-table is printed, and written as table.md beside the runs, with the losses of the first seed as curves.png.
+Every row is a run of train_net.py on one config of configs/custom; one that is done is not run again, one that was
+cut off goes on. The table is printed, and written as table.md beside the runs, with the losses of the first seed as
+curves.png.
 """
 
 import argparse
 import json
 import re
+import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,33 +40,6 @@ LABEL_MAPS = {
 }
 
 
-class Task(NamedTuple):
-    """What differs between kinds of labels."""
-
-    config: str  # of configs/custom
-    metrics: tuple[tuple[str, str], ...]  # task and name, as in evaluation.json
-    files: dict[str, str] = (
-        COCO_FILES  # key of `dataset` -> where that is in the folder of the data
-    )
-    comer: str = "model.backbone.bottom_up"  # where the config has its ViT-CoMer
-    one_rate: str = (
-        "1e-4"  # the rate, for 16 images an update, if the ViT learns as fast as the rest
-    )
-    image_size: int = 192  # pixels
-    iterations: int = 300
-    plain: str | None = None  # the config of the same heads on a plain ViT
-
-
-BOXES, MASKS, LABELS = ("bbox", "AP"), ("segm", "AP"), ("sem_seg", "mIoU")
-TASKS = {
-    "boxes": Task("faster_rcnn_comer_s_frozen", (BOXES,)),
-    "instances": Task("mask_rcnn_comer_s_frozen", (BOXES, MASKS), plain="mask_rcnn_vit_s_frozen"),
-    "semantic": Task(
-        "upernet_comer_s_semantic", (LABELS,), LABEL_MAPS, "model.backbone", "5e-4", 160, 200
-    ),
-}
-
-
 class Row(NamedTuple):
     """A run: a config, whether it starts from the pretrained ViT, and what is changed in the config."""
 
@@ -71,8 +48,23 @@ class Row(NamedTuple):
     changes: list[str]
 
 
-def rows_of(task: Task) -> dict[str, Row]:
-    """Name -> row of the task's ladder."""
+class Task(NamedTuple):
+    """A ladder: its rows, and what differs between kinds of labels."""
+
+    config: str  # of configs/custom
+    plain: str  # the config of the same heads on a plain ViT
+    metrics: tuple[tuple[str, str], ...]  # task and name, as in evaluation.json
+    files: dict[str, str] = (
+        COCO_FILES  # key of `dataset` -> where that is in the folder of the data
+    )
+    comer: str = "model.backbone.bottom_up"  # where the config has its ViT-CoMer
+    one_rate: str = "1e-4"  # for 16 images an update, if the ViT learns as fast as the rest
+    image_size: int = 192  # pixels
+    iterations: int = 300
+
+
+def recipe_rows(task: Task) -> dict[str, Row]:
+    """What each part of the recipe gives, with a pretrained ViT and without."""
 
     def vit(freeze_at: int, dtype: str, to_v: bool, factor: float = 1.0) -> list[str]:
         return [
@@ -99,11 +91,45 @@ def rows_of(task: Task) -> dict[str, Row]:
     rows = {
         name: Row(task.config, not name.startswith("scratch"), row) for name, row in changes.items()
     }
-    if task.plain:
-        rows["plain ViT, pretrained, only read"] = Row(
-            task.plain, True, ["model.backbone.net.frozen_dtype=bfloat16"]
-        )
+    plain = "model.backbone.net"
+    rows["plain ViT, scratch, the config's rate"] = Row(
+        task.plain, False, [f"{plain}.freeze_at=0", "optimizer.params.vit_lr_factor=1"]
+    )
+    rows["plain ViT, pretrained, only read"] = Row(
+        task.plain, True, [f"{plain}.frozen_dtype=bfloat16"]
+    )
     return rows
+
+
+def paper_rows(task: Task) -> dict[str, Row]:
+    """The paper's Table 7: a plain ViT, pretrained and frozen, and each part of ViT-CoMer added to it."""
+    parts_that_are_off = {
+        "+ CNN pyramid and MRFP": ("use_cti_to_v", "use_cti_to_c"),
+        "+ CTI to V": ("use_cti_to_c",),
+        "+ CTI to C: ViT-CoMer": (),
+    }
+    rows = {"plain ViT, simple feature pyramid": Row(task.plain, True, [])}
+    for name, parts in parts_that_are_off.items():
+        off = [f"{task.comer}.{part}=False" for part in parts]
+        rows[name] = Row(task.config, True, off)
+    return rows
+
+
+BOXES, MASKS, LABELS = ("bbox", "AP"), ("segm", "AP"), ("sem_seg", "mIoU")
+TASKS = {
+    "boxes": Task("faster_rcnn_comer_s_frozen", "faster_rcnn_vit_s_frozen", (BOXES,)),
+    "instances": Task("mask_rcnn_comer_s_frozen", "mask_rcnn_vit_s_frozen", (BOXES, MASKS)),
+    "semantic": Task(
+        "upernet_comer_s_frozen_semantic",
+        "upernet_vit_s_frozen_semantic",
+        (LABELS,),
+        files=LABEL_MAPS,
+        comer="model.backbone",
+        one_rate="5e-4",
+    ),
+}
+# What a ladder's rows are, and its seeds.
+LADDERS = {"recipe": (recipe_rows, [0, 1]), "paper": (paper_rows, [0, 1, 2])}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -111,30 +137,41 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--ladder", default="recipe", choices=LADDERS, help="(%(default)s)")
     parser.add_argument("--task", required=True, choices=TASKS)
     parser.add_argument(
         "--data",
         required=True,
         type=Path,
-        help="boxes and instances: a folder with train.json, val.json and images/; semantic: one with train/ and val/, "
-        "each with images/ and masks/, and classes.txt",
+        help="a folder with train.json, val.json and images/; semantic: one with train/ and val/, each with images/ "
+        "and masks/, and classes.txt",
     )
-    parser.add_argument("--vit", required=True, help="the pretrained ViT-S, a file or timm:<id>")
+    parser.add_argument("--vit", help="the pretrained ViT-S, a file or timm:<id>")
     parser.add_argument(
         "--output", type=Path, default=Path("output/finetuning"), help="(%(default)s)"
     )
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="(all)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="(0 1)")
-    parser.add_argument("--image-size", type=int, help="pixels (192; semantic: 160)")
-    parser.add_argument("--iterations", type=int, help="(300; semantic: 200)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="(0 1; paper: 0 1 2)")
+    parser.add_argument("--image-size", type=int, help="pixels (192)")
+    parser.add_argument("--iterations", type=int, help="(300)")
     parser.add_argument(
         "opts", nargs="*", metavar="key=value", help="changes of every run's config"
     )
     args = parser.parse_intermixed_args()
-    known = rows_of(TASKS[args.task])
-    args.rows = args.rows or list(known)
-    if unknown := [row for row in args.rows if row not in known]:
+    task = TASKS[args.task]
+    rows_of, seeds = LADDERS[args.ladder]
+    known = rows_of(task)
+    if unknown := [row for row in args.rows or () if row not in known]:
         parser.error(f"--rows: no {unknown[0]!r} among {', '.join(map(repr, known))}")
+    args.rows = {row: known[row] for row in args.rows or known}
+    pretrained = [name for name, row in args.rows.items() if row.pretrained]
+    if pretrained and not args.vit:
+        parser.error(f"--vit: {pretrained[0]!r} starts from a pretrained ViT-S")
+    args.seeds = args.seeds or seeds
+    args.image_size = args.image_size or task.image_size
+    args.iterations = args.iterations or task.iterations
+    # Runs of another length or size are other runs.
+    args.output /= f"{args.task}_{args.ladder}_{args.image_size}px_{args.iterations}"
     return args
 
 
@@ -148,26 +185,28 @@ def folder_of(row: str, seed: int) -> str:
     return "_".join([*re.findall(r"[A-Za-z0-9.]+", row), str(seed)])
 
 
-def run(args: argparse.Namespace, row: str, seed: int) -> list[float]:
+def run(args: argparse.Namespace, name: str, seed: int) -> list[float]:
     """Train and evaluate one row; returns the task's metrics."""
     task = TASKS[args.task]
-    output = args.output / args.task / folder_of(row, seed)
-    if not (output / "model_final.pth").exists():
-        config, pretrained, changes = rows_of(task)[row]
-        command = [
-            sys.executable,
-            str(ROOT / "train_net.py"),
-            "--config-file",
-            path_of(config),
-        ]
-        command += [f"dataset.{key}={args.data / name}" for key, name in task.files.items()]
-        command += [f"dataset.image_size={args.image_size or task.image_size}"]
-        command += [f"train.max_iter={args.iterations or task.iterations}", "train.eval_period=0"]
+    output = args.output / folder_of(name, seed)
+    evaluation = output / "evaluation.json"  # of the end: there is none between
+    if not evaluation.exists():
+        config, pretrained, changes = args.rows[name]
+        command = [sys.executable, str(ROOT / "train_net.py"), "--resume"]
+        command += ["--config-file", path_of(config)]
+        command += [f"dataset.{key}={args.data / file}" for key, file in task.files.items()]
+        command += [f"dataset.image_size={args.image_size}"]
+        command += [f"train.max_iter={args.iterations}", "train.eval_period=0"]
         command += [f"train.seed={seed}", f"train.output_dir={output}"]
         command += [f"train.init_checkpoint={args.vit}"] if pretrained else []
         subprocess.run([*command, *changes, *args.opts], check=True)
-    results = json.loads((output / "evaluation.json").read_text())["results"]
-    return [results[kind][name] for kind, name in task.metrics]
+    results = json.loads(evaluation.read_text())["results"]
+    return [results[kind][metric] for kind, metric in task.metrics]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation of seeds."""
+    return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 def draw_curves(args: argparse.Namespace) -> None:
@@ -175,25 +214,29 @@ def draw_curves(args: argparse.Namespace) -> None:
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     for row in args.rows:
-        file = args.output / args.task / folder_of(row, args.seeds[0]) / "metrics.json"
+        file = args.output / folder_of(row, args.seeds[0]) / "metrics.json"
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         losses = {line["iteration"]: line["total_loss"] for line in lines if "total_loss" in line}
         axes.plot(losses.keys(), losses.values(), label=row)
     axes.set(xlabel="iteration", ylabel="total loss")
     figure.legend(loc="outside right upper", fontsize="small")
-    figure.savefig(args.output / args.task / "curves.png", dpi=100)
+    figure.savefig(args.output / "curves.png", dpi=100)
 
 
 def main() -> None:
     """Run the rows and print their table."""
     args = parse_arguments()
-    head = " | ".join(f"seed {seed}" for seed in args.seeds)
-    lines = [f"| | {head} |", "|---|" + "---|" * len(args.seeds)]
+    head = [f"seed {seed}" for seed in args.seeds]
+    head += ["mean ± deviation"] if len(args.seeds) > 1 else []
+    lines = [f"| | {' | '.join(head)} |", "|---|" + "---|" * len(head)]
     for row in args.rows:
-        cells = [" / ".join(f"{v:.1f}" for v in run(args, row, seed)) for seed in args.seeds]
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        found = [run(args, row, seed) for seed in args.seeds]
+        cells = [" / ".join(f"{value:.1f}" for value in values) for values in found]
+        if len(found) > 1:
+            cells.append(" / ".join(spread(values) for values in zip(*found, strict=True)))
+        lines.append(f"| {row} | {' | '.join(cells)} |")
     text = "\n".join(lines) + "\n"
-    (args.output / args.task / "table.md").write_text(text)
+    (args.output / "table.md").write_text(text)
     draw_curves(args)
     print(text)
 

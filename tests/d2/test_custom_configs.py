@@ -39,6 +39,7 @@ def record(masks: bool) -> dict[str, Any]:
         ("mask_rcnn_comer_t", 17),
         ("upernet_comer_t_semantic", 12),
         ("mask2former_comer_t_panoptic", 16),
+        ("upernet_vit_s_frozen_semantic", 30),
     ],
 )
 def test_a_small_config_trains_a_step(leaf: str, most_millions: float) -> None:
@@ -65,6 +66,33 @@ def test_a_small_config_trains_a_step(leaf: str, most_millions: float) -> None:
     average.after_step()
     for name, value in average.model.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("leaf", "baseline"),
+    [
+        ("faster_rcnn_comer_s_frozen", "faster_rcnn_vit_s_frozen"),
+        ("mask_rcnn_comer_s_frozen", "mask_rcnn_vit_s_frozen"),
+        ("upernet_comer_s_frozen_semantic", "upernet_vit_s_frozen_semantic"),
+    ],
+)
+def test_a_baseline_has_the_same_vit_and_the_same_recipe(leaf: str, baseline: str) -> None:
+    comer, plain = (load_config(str(CUSTOM / f"{name}.py")) for name in (leaf, baseline))
+    for part in ("dataset", "dataloader", "optimizer", "lr_multiplier", "train"):
+        assert comer[part] == plain[part], part
+    vit, net = (
+        comer.model.backbone.get("bottom_up", comer.model.backbone).vit,
+        plain.model.backbone.net,
+    )
+    for key in set(vit) - {"_target_", "draw_weights"}:
+        assert vit[key] == net[key], key
+    plain.dataset.num_classes = 3
+    with torch.device("meta"):
+        model = instantiate(plain.model)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    in_vit = {name for name in trained | frozen if name.startswith("backbone.net.")}
+    assert frozen == in_vit
 
 
 def test_the_semantic_recipe_moves_the_vit_a_fiftieth_as_fast() -> None:

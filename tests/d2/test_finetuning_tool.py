@@ -1,6 +1,10 @@
-"""The ladder of docs/FINETUNING.md: every row has a folder and a config that train_net.py takes."""
+"""The ladders of docs/FINETUNING.md: every row has a folder and a config that train_net.py takes."""
 
 import importlib.util
+import re
+import shlex
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +26,7 @@ def _vit_of(cfg: DictConfig) -> DictConfig:
 
 @pytest.mark.parametrize("task", script.TASKS.values(), ids=list(script.TASKS))
 def test_folders_are_apart_and_overrides_hold_them(task: "script.Task") -> None:
-    rows = script.rows_of(task)
+    rows = script.recipe_rows(task) | script.paper_rows(task)
     folders = [script.folder_of(row, seed) for row in rows for seed in (0, 1)]
     assert len(set(folders)) == len(folders) == 2 * len(rows)
     configs = {}
@@ -37,3 +41,62 @@ def test_folders_are_apart_and_overrides_hold_them(task: "script.Task") -> None:
         configs[row] = str(cfg)
     assert len(set(configs.values())) == len(rows)  # each row is another run
     assert all(key in cfg.dataset for key in task.files)
+
+
+def test_the_documented_commands_run_their_ladders(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    for target, arguments in re.findall(r'^make (\w+) ARGS="(.*?)"', script.__doc__, re.MULTILINE):
+        make = ["make", "-n", target, "PYTHON=python", f"ARGS={arguments}"]
+        last = subprocess.check_output(make, cwd=ROOT, text=True).splitlines()[-1]
+        python, tool, *arguments = shlex.split(last)
+        assert (python, tool) == ("python", "tools/finetuning.py")
+        monkeypatch.setattr("sys.argv", [tool, *arguments])
+        started.append(script.parse_arguments())
+    assert [(args.task, len(args.rows), args.seeds) for args in started] == [
+        ("instances", 10, [0, 1]),
+        ("semantic", 10, [0, 1]),
+        ("boxes", 4, [0, 1, 2]),
+    ]
+
+
+def test_a_pretrained_row_asks_for_its_vit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["finetuning.py", "--task", "semantic", "--data", "camvid"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit):
+        script.parse_arguments()
+    assert "--vit: 'pretrained, one rate' starts from a pretrained ViT-S" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*arguments, "--rows", "scratch, one rate"])
+    assert script.parse_arguments().rows.keys() == {"scratch, one rate"}
+
+
+def test_the_table_has_mean_and_deviation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "finetuning.py",
+        "--ladder",
+        "paper",
+        "--task",
+        "boxes",
+        "--data",
+        ".",
+        "--vit",
+        "none",
+        "--output",
+    ]
+    monkeypatch.setattr("sys.argv", [*arguments, str(tmp_path)])
+    runs = tmp_path / "boxes_paper_192px_300"
+    for row in script.paper_rows(script.TASKS["boxes"]):
+        for seed in (0, 1, 2):
+            folder = runs / script.folder_of(row, seed)
+            folder.mkdir(parents=True)
+            score = 10.0 + 2 * seed
+            (folder / "evaluation.json").write_text(f'{{"results": {{"bbox": {{"AP": {score}}}}}}}')
+            (folder / "metrics.json").write_text('{"iteration": 19, "total_loss": 1.5}\n')
+    script.main()
+    table = capsys.readouterr().out
+    assert "| | seed 0 | seed 1 | seed 2 | mean ± deviation |" in table
+    assert "| + CTI to C: ViT-CoMer | 10.0 | 12.0 | 14.0 | 12.0 ± 2.0 |" in table
+    assert (runs / "table.md").read_text().strip() == table.strip()

@@ -20,3 +20,14 @@ def pyramid_on_vit(vit, out_channels):
         norm="LN",
         square_pad=0,
     )
+
+
+def upernet_on_vit(model, out_channels):
+    """Puts UPerNet, given on a ViT-CoMer, on its `vit` alone, with maps of `out_channels`."""
+    model.backbone = pyramid_on_vit(model.backbone.vit, out_channels)
+    model.backbone.top_block = None
+    model.sem_seg_head.update(
+        in_features=["p2", "p3", "p4", "p5"],
+        in_channels=[out_channels] * 4,
+        auxiliary_feature="p4",
+    )
