@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests/d2/tiny_mask_rcnn.py")
+LIMIT = 600  # seconds after which a process hangs: it says nothing of its speed
 
 
 def read_metrics(output: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.json."""
     return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+
+
+def quickstart_tool() -> ModuleType:
+    """tools/quickstart.py as a module: by path, for Detectron2 installs a package that is called tools, too."""
+    path = ROOT / "tools" / "quickstart.py"
+    spec = importlib.util.spec_from_file_location("quickstart", path)
+    module = importlib.util.module_from_spec(spec)
+    # What a command sets for its process would hold for all later tests: one thread, a path.
+    with mock.patch.dict(os.environ), mock.patch.object(sys, "path", sys.path[:]):
+        spec.loader.exec_module(module)
+    return module
 
 
 def start_train_net(

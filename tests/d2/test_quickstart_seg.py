@@ -2,19 +2,19 @@
 
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from comer_d2.d2.cli import main
 from comer_d2.d2.modeling.mask2former import Mask2Former
+from tests.d2.runs import LIMIT, ROOT, quickstart_tool, read_metrics
 
-ROOT = Path(__file__).parents[2]
 FEW = [
     "train.log_period=1",
     "train.eval_period=0",
@@ -43,7 +43,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what tools/quickstart.py made of 8 scenes: datasets and run."""
     folder = tmp_path_factory.mktemp("quickstart")
     process = start(folder, "run", "--least", "0", *SHORT)
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, output
     return folder
 
@@ -59,38 +59,13 @@ def test_one_model_for_all_tasks(quickstart: Path) -> None:
     assert classes == [f"IoU-{name}" for name in [*range(10), "page"]]
 
 
-def metrics(run: Path) -> list[dict]:
-    path = run / "metrics.json"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def test_interrupted_it_goes_on_and_a_low_result_is_a_failure(quickstart: Path) -> None:
-    manifest = quickstart / "datasets" / "digits-panoptic" / "manifest.json"
-    annotations = manifest.with_name("panoptic_val.json")
-    made = [path.stat().st_mtime_ns for path in (manifest, annotations)]
-    run = quickstart / "interrupted"
-    arguments = ["--task", "instance", "--least", "101", "train.max_iter=20", *FEW]
-    process = start(quickstart, "interrupted", *arguments)
-    while process.poll() is None and len(metrics(run)) < 3:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert "the same command goes on from there" in output
-    seen = max(line["iteration"] for line in metrics(run))
-    assert seen < 19
-
-    process = start(quickstart, "interrupted", *arguments)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1, output
-    assert "Going on after" in output
-    assert "quickstart: error: mask AP" in output.splitlines()[-1]
-    assert "is below the 101" in output.splitlines()[-1]
-    iterations = [line["iteration"] for line in metrics(run) if "total_loss" in line]
-    assert iterations == sorted(set(iterations))
-    assert iterations[-1] == 19
-    assert (run / "predictions.png").exists()
-    assert [path.stat().st_mtime_ns for path in (manifest, annotations)] == made
+def test_the_other_tasks_keep_the_data(quickstart: Path) -> None:
+    folder = quickstart / "datasets" / "digits-panoptic"
+    made = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    assert {"manifest.json", "panoptic_val.json"} <= {path.name for path in made}
+    tool = quickstart_tool()
+    assert tool.make_data(folder, tool.TASKS["instance"], 8, 4) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.json")} == made
 
 
 @pytest.mark.parametrize(("task", "measured"), [("semantic", "sem_seg"), ("instance", "segm")])
@@ -103,11 +78,28 @@ def test_a_task_alone(
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(quickstart / "datasets"))
     config = ROOT / "configs" / "quickstart" / f"mask2former_comer_digits_{task}.py"
-    assert main(["--config-file", str(config), f"train.output_dir={tmp_path}", *SHORT]) == 0
-    results = json.loads((tmp_path / "evaluation.json").read_text())["results"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    options = ["--config-file", str(config), *SHORT, "train.checkpointer.period=2"]
+    assert main([*options, f"train.output_dir={whole}"]) == 0
+    results = json.loads((whole / "evaluation.json").read_text())["results"]
     assert set(results) == {measured}
-    again = evaluate(config, tmp_path / "model_final.pth", tmp_path / "again")
+    quickstart_task = quickstart_tool().TASKS[task]
+    assert quickstart_task.config == config.name
+    assert all(metric in results[group] for group, metric in quickstart_task.metrics.values())
+    again = evaluate(config, whole / "model_final.pth", tmp_path / "again")
     assert again == results
+
+    # As it was after two iterations, and resumed.
+    resumed.mkdir()
+    for name in ("config.yaml", "metrics.json", "model_0000001.pth"):
+        shutil.copy(whole / name, resumed / name)
+    (resumed / "last_checkpoint").write_text("model_0000001.pth")
+    assert main([*options, "--resume", f"train.output_dir={resumed}"]) == 0
+    weights = [torch.load(run / "model_final.pth")["model"] for run in (whole, resumed)]
+    for name, value in weights[0].items():
+        assert torch.equal(weights[1][name], value), name
+    losses = [[line["total_loss"] for line in read_metrics(run)] for run in (whole, resumed)]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("config", ["eomt_digits.py", "mask2former_vit_digits.py"])
