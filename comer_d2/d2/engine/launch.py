@@ -287,5 +287,9 @@ def _report_once(error: UserError | Interrupted, plan: Plan) -> int:
     """Most errors come up in all processes alike: the first prints, and its end ends the others."""
     if plan.first:
         return report(error, "train_net.py")
+    if isinstance(error, Interrupted):
+        # All stop together, but the first has loggers to finish, which may take longer than an error.
+        time.sleep(TIMEOUT.total_seconds() if plan.local_rank else 0.0)
+        return error.exit_code
     time.sleep(5.0)
-    return error.exit_code if isinstance(error, Interrupted) else report(error, "train_net.py")
+    return report(error, "train_net.py")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from comer_d2.d2.cli import parse_arguments
+from comer_d2.d2.engine import launch as launch_module
 from comer_d2.d2.engine.launch import Plan, plan_processes
-from comer_d2.d2.errors import UserError
-from tests.d2.runs import ROOT
+from comer_d2.d2.errors import Interrupted, UserError
+from tests.d2.runs import LIMIT, ROOT
 
 SLURM = {
     "SLURM_STEP_NUM_TASKS": "8",
@@ -102,15 +103,16 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         plan("--num-gpus", "2", device="cuda")
 
 
-def start(mode: str) -> subprocess.Popen:
-    """launched.py in two processes, each of which prints its number and then does as `mode` says."""
-    return subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("launched.py")), mode],
+def start() -> tuple[subprocess.Popen, dict[int, int]]:
+    """launched.py, and the numbers of its two processes by their ranks, once both sleep."""
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("launched.py"))],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    return process, dict(map(int, process.stdout.readline().split()) for _ in range(2))
 
 
 def is_running(pid: int) -> bool:
@@ -124,12 +126,12 @@ def is_running(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_processes_end_with_the_one_that_started_them() -> None:
-    process = start("wait")
-    children = [int(process.stdout.readline()) for _ in range(2)]
+    process, ranks = start()
+    children = list(ranks.values())
     assert all(map(is_running, children))
     process.kill()
     process.wait()  # not for its pipes: the children hold them, too
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + LIMIT
     while any(map(is_running, children)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(is_running, children))
@@ -137,23 +139,39 @@ def test_processes_end_with_the_one_that_started_them() -> None:
 
 @pytest.mark.slow
 def test_a_process_that_dies_is_named_with_its_signal() -> None:
-    process = start("die")
-    _, printed = process.communicate(timeout=300)
+    process, ranks = start()
+    os.kill(ranks[1], signal.SIGKILL)
+    _, printed = process.communicate(timeout=LIMIT)
     assert process.returncode == 128 + signal.SIGKILL
     assert "process 1 of 2 (counted from 0) was ended by signal SIGKILL" in printed
     assert "exit code 137" in printed
 
 
+def test_an_interrupted_run_s_first_process_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By those of its machine: the first that ends, ends all, and its loggers may take minutes."""
+    seconds: list[float] = []
+    monkeypatch.setattr(launch_module.time, "sleep", seconds.append)
+    stopped = Interrupted(signal.SIGTERM, "stopped after 3 iterations")
+    codes = [
+        launch_module._report_once(stopped, Plan("flags", "cpu", 4, 2, rank, rank % 2, "tcp://a:1"))
+        for rank in range(4)
+    ]
+    assert codes == [128 + signal.SIGTERM] * 4
+    assert min(seconds[0], seconds[2]) > 600 and seconds[1] == 0  # of ranks 1, 3, and 2
+    assert capsys.readouterr().err.count("stopped after 3 iterations") == 1
+
+
 @pytest.mark.slow
 def test_what_one_process_finds_ends_all_and_is_said_once(tmp_path: Path) -> None:
     """Started by others, as torchrun does; the processes meet before the first of them checks."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    # Here, where torchrun's agent has its own: on a port that nobody else takes meanwhile.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     command = [sys.executable, "train_net.py", "--config-file", "tests/d2/tiny_mask_rcnn.py"]
     command += ["train.device=cpu", "train.init_checkpoint=absent.pth"]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    meeting["TINY_COCO"] = str(tmp_path)
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "OMP_NUM_THREADS": "1"}
+    meeting |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TINY_COCO": str(tmp_path)}
     processes = [
         subprocess.Popen(
             command,
@@ -164,7 +182,7 @@ def test_what_one_process_finds_ends_all_and_is_said_once(tmp_path: Path) -> Non
         )
         for rank in "01"
     ]
-    printed = [process.communicate(timeout=300)[1] for process in processes]
+    printed = [process.communicate(timeout=LIMIT)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], printed
     assert "absent.pth' does not exist" in printed[0]
-    assert "error" not in printed[1]
+    assert "error: " not in printed[1] and "Traceback" not in printed[1]
