@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 Sample = dict[str, Any]
 
+GRACE = 30.0  # seconds after a signal, by which a worker that nobody shut down goes away by itself
+
 
 class SampleStream:
     """The batches of one process, as numbers: an endless shuffle, cut among the processes.
@@ -296,9 +298,8 @@ def _outlive_interrupts(worker_id: int) -> None:
 
 
 def _wait_for_the_end(parent: int) -> None:
-    grace = 30.0  # seconds; a worker nobody shut down by then goes away by itself
     sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
     while sender != parent:
-        received = signal.sigtimedwait({signal.SIGTERM}, grace)
+        received = signal.sigtimedwait({signal.SIGTERM}, GRACE)
         sender = received.si_pid if received else parent
     os._exit(0)

@@ -8,7 +8,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from comer_d2.d2.data.random_state import (
     preserved_random_state,
     set_random_state,
 )
-from tests.d2.runs import ROOT
+from tests.d2.runs import LIMIT, ROOT
 
 SAMPLES = [{"id": i, "width": 10, "height": 20 if i % 3 == 0 else 5} for i in range(10)]
 
@@ -142,9 +141,12 @@ def test_bad_images_are_skipped_and_listed_up_to_a_limit(
         take(make_loader(**options, max_bad_images=0.1), 12)
 
 
+# The grace is longer than anything takes here: a worker that waits for it hangs, and none goes by itself.
 LOADS = """
 import logging, os, signal, sys, time
+from comer_d2.d2.data import loader
 from comer_d2.d2.data.loader import build_train_loader
+loader.GRACE = 1e6
 def fails(sample):
     if sample["id"] == 5:
         raise ValueError("image 5")
@@ -155,26 +157,19 @@ batches = iter(build_train_loader(samples, mapper=fails, total_batch_size=1, num
 """
 
 
-def test_an_error_in_a_loading_process_ends_the_run_at_once() -> None:
-    code = (
-        LOADS
-        + """
-start = time.time()
-try:
-    for batch in batches: pass
-finally:
-    print(start, flush=True)
-"""
-    )
-    done = subprocess.run(
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
+
+
+def test_an_error_in_a_loading_process_ends_the_run_at_once() -> None:
+    done = run(LOADS + "for batch in batches: pass")
     assert done.returncode == 1 and "image 5" in done.stderr
-    assert time.time() - float(done.stdout) < 10  # without the 30 s of grace
 
 
 def test_loading_processes_outlive_a_signal_that_is_not_their_parents() -> None:
@@ -188,11 +183,5 @@ assert worker in {next(batches)[0] for _ in range(20)}
 print("still there", flush=True)
 """
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    done = run(code)
     assert "still there" in done.stdout, done.stderr
