@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+LONGEST = 300_000  # milliseconds to wait for what may never come; a busy machine is slow
 
 
 @contextmanager
@@ -34,9 +35,12 @@ def open_page(url: str, width: int = 1200, height: int = 900) -> Iterator[Page]:
         pytest.skip("Chromium is not installed")
     errors: list[str] = []
     with sync_playwright() as play:
-        running = play.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        running = play.chromium.launch(
+            executable_path=browser, args=["--no-sandbox"], timeout=LONGEST
+        )
         try:
             page = running.new_page(viewport={"width": width, "height": height})
+            page.set_default_timeout(LONGEST)
             page.on("pageerror", lambda error: errors.append(str(error)))
             page.goto(url)
             yield page

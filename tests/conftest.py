@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import random
 import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch starts its threads
 
+import numpy as np
 import pytest
 import torch
 
@@ -112,4 +114,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _same_draws_every_time() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  Detectron2's transforms draw from it
     torch.manual_seed(0)

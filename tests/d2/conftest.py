@@ -42,10 +42,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return datasets
 
 
-@pytest.fixture(autouse=True)
-def _loggers_of_their_own() -> Iterator[None]:
-    """Detectron2 adds handlers for every output folder and keeps them: each test would print more."""
-    yield
+def _forget_output_folders() -> None:
     from detectron2.utils.logger import setup_logger
 
     setup_logger.cache_clear()
@@ -54,3 +51,11 @@ def _loggers_of_their_own() -> Iterator[None]:
         for handler in logging.getLogger(name).handlers[:]:
             logging.getLogger(name).removeHandler(handler)
             handler.close()
+
+
+@pytest.fixture(autouse=True)
+def _loggers_of_their_own() -> Iterator[None]:
+    """Detectron2 adds handlers for every output folder and keeps them: each test would print more."""
+    _forget_output_folders()  # those of a run that a fixture of the session or the module made just now
+    yield
+    _forget_output_folders()

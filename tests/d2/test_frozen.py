@@ -20,7 +20,7 @@ from comer_d2.d2.engine.run import warn_of_noise
 from comer_d2.d2.errors import UserError
 from comer_d2.d2.predictor import load
 from comer_d2.weights import WeightsError, load_weights
-from tests.d2.runs import ROOT, start_train_net
+from tests.d2.runs import LIMIT, ROOT, start_train_net
 
 CONFIG = str(ROOT / "tests/d2/tiny_comer.py")
 VIT = "model.backbone.bottom_up.vit"
@@ -201,7 +201,7 @@ def test_two_processes_do_not_wait_for_gradients_of_it(run: Path, tmp_path: Path
     options = [*HALF, "train.max_iter=3", f"train.init_checkpoint={run / 'vit.pth'}"]
     output = f"train.output_dir={tmp_path / 'run'}"
     process = start_train_net("--config-file", CONFIG, "--num-gpus", "2", output, *options)
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, printed
     state = read_checkpoint(str(tmp_path / "run" / "model_final.pth"))
     assert state["frozen_vit"]["source"] == str(run / "vit.pth")

@@ -14,6 +14,7 @@ from PIL import Image
 from comer_d2.d2.data import coco_json
 from comer_d2.d2.data.coco_json import CocoFile, read_coco
 from comer_d2.d2.data.segmentation_geometry import decode_counts, rle_problem
+from tests.d2.runs import LIMIT
 
 WIDTH, HEIGHT = 40, 30
 
@@ -195,7 +196,7 @@ for value in (float("nan"), 1e9, float("inf")):
         cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT,
     )
     assert done.returncode == 0, done.stderr
 

@@ -14,7 +14,7 @@ from detectron2.utils.events import EventStorage, JSONWriter
 from comer_d2.d2.engine.config import load_config
 from comer_d2.d2.engine.loggers import check_loggers, make_loggers
 from comer_d2.d2.errors import UserError
-from tests.d2.runs import ROOT
+from tests.d2.runs import LIMIT, ROOT
 
 
 def write_three(folder: Path, loggers: list[str], start: int = 0) -> None:
@@ -63,14 +63,20 @@ def test_tensorboard_has_figures_and_pictures(tmp_path: Path) -> None:
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    for wait in ("WANDB__SERVICE_WAIT", "WANDB_INIT_TIMEOUT"):  # seconds for its own process
+        monkeypatch.setenv(wait, str(LIMIT))
     write_three(tmp_path, ["wandb", "tensorboard"])
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
-    (record,) = folder.glob("*.wandb")
     expected = (b"total_loss", b"bbox/AP", b"predictions/0")
-    deadline = time.monotonic() + 30  # its own process writes it, soon after the run is finished
-    while time.monotonic() < deadline and not all(e in record.read_bytes() for e in expected):
+
+    def written() -> bool:
+        record = b"".join(path.read_bytes() for path in folder.glob("*.wandb"))
+        return all(text in record for text in expected)
+
+    deadline = time.monotonic() + LIMIT  # its own process writes it, soon after the run is finished
+    while not written() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert all(text in record.read_bytes() for text in expected)
+    assert written()
     assert len(list(folder.rglob("*.png"))) == 1
     number = (tmp_path / "wandb_run.txt").read_text().strip()
     assert number in folder.name
