@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.deform_attn import MSDeformAttn
 from ..layers.levels import Levels
-from ..layers.linear import Linear
 from ..layers.positions import sine_position_encoding
 from ..layers.resize import resize_bilinear
+from .deformable_encoder_layer import DeformableEncoderLayer
 
 
 class MSDeformAttnPixelDecoder(nn.Module):
@@ -168,7 +167,8 @@ class Encoder(nn.Module):
         self.level_embed = nn.Parameter(torch.empty(num_levels, dim))
         nn.init.normal_(self.level_embed)
         layers = nn.ModuleList(
-            EncoderLayer(dim, num_levels, num_heads, num_points, ffn_dim) for _ in range(num_layers)
+            DeformableEncoderLayer(dim, num_levels, num_heads, num_points, ffn_dim)
+            for _ in range(num_layers)
         )
         # Only for its name in the checkpoints.
         self.encoder = nn.ModuleDict({"layers": layers})
@@ -185,27 +185,5 @@ class Encoder(nn.Module):
         )
         position = positions.to(self.level_embed.dtype)  # float32 also under autocast
         for layer in self.encoder["layers"].children():
-            x = layer(x, position, levels)
+            x = layer(x, position, levels.reference_points(x.device, x.dtype), levels)
         return levels.maps(x)
-
-
-class EncoderLayer(nn.Module):
-    """One post-norm layer of the encoder; arguments as of :class:`Encoder`."""
-
-    def __init__(
-        self, dim: int, num_levels: int, num_heads: int, num_points: int, ffn_dim: int
-    ) -> None:
-        super().__init__()
-        self.self_attn = MSDeformAttn(dim, num_levels, num_heads, num_points)
-        self.norm1 = nn.LayerNorm(dim)
-        self.linear1 = Linear(dim, ffn_dim)
-        self.linear2 = Linear(ffn_dim, dim)
-        self.norm2 = nn.LayerNorm(dim)
-        for layer in (self.linear1, self.linear2):
-            nn.init.xavier_uniform_(layer.weight)
-
-    def forward(self, x: Tensor, position: Tensor, levels: Levels) -> Tensor:
-        """Tokens (B, S, C) and their positions (S, C) -> tokens (B, S, C)."""
-        points = levels.reference_points(x.device, x.dtype)
-        x = self.norm1(x + self.self_attn(x + position, points, x, levels))
-        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))

@@ -1,13 +1,10 @@
 """DINO's encoder: deformable self-attention among the tokens of all levels."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...layers.deform_attn import MSDeformAttn
-from ...layers.levels import Levels
-from ...layers.linear import Linear
+from ..deformable_encoder_layer import DeformableEncoderLayer
 from .canvas import Canvas
 
 
@@ -49,7 +46,8 @@ class DINOEncoder(nn.Module):
         self.level_embed = nn.Parameter(torch.empty(num_levels, dim))
         nn.init.normal_(self.level_embed)
         self.layers = nn.ModuleList(
-            EncoderLayer(dim, num_levels, num_heads, num_points, ffn_dim) for _ in range(num_layers)
+            DeformableEncoderLayer(dim, num_levels, num_heads, num_points, ffn_dim)
+            for _ in range(num_layers)
         )
 
     def forward(self, x: Tensor, canvas: Canvas) -> Tensor:
@@ -69,43 +67,3 @@ class DINOEncoder(nn.Module):
             else:
                 x = layer(*arguments)
         return x
-
-
-class EncoderLayer(nn.Module):
-    """One post-norm layer; arguments as of :class:`DINOEncoder`."""
-
-    def __init__(
-        self, dim: int, num_levels: int, num_heads: int, num_points: int, ffn_dim: int
-    ) -> None:
-        super().__init__()
-        self.self_attn = MSDeformAttn(dim, num_levels, num_heads, num_points)
-        self.norm1 = nn.LayerNorm(dim)
-        self.linear1 = Linear(dim, ffn_dim)
-        self.linear2 = Linear(ffn_dim, dim)
-        self.norm2 = nn.LayerNorm(dim)
-        for linear in (self.linear1, self.linear2):
-            nn.init.xavier_uniform_(linear.weight)
-
-    def forward(
-        self,
-        x: Tensor,
-        position: Tensor,
-        reference_points: Tensor,
-        levels: Levels,
-        padding: Tensor | None,
-    ) -> Tensor:
-        """Attends from every token to all levels.
-
-        Args:
-            x: (B, S, D).
-            position: (B or 1, S, D), added to the queries.
-            reference_points: (B or 1, S, L or 1, 2).
-            levels: sizes of the levels.
-            padding: (B, S) bool, True at tokens that are not of the image.
-
-        Returns:
-            (B, S, D).
-        """
-        update = self.self_attn(x + position, reference_points, x, levels, padding)
-        x = self.norm1(x + update)
-        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
