@@ -235,6 +235,11 @@ class ViT(nn.Module):
             raise ValueError(
                 f"freeze_at must be 0 to {depth}, the depth of the ViT, got {freeze_at}"
             )
+        if frozen_dtype != "float32" and freeze_at == 0:
+            raise ValueError(
+                f"frozen_dtype={frozen_dtype!r} is for frozen blocks, and freeze_at is 0: freeze some, up "
+                f"to {depth}, or leave frozen_dtype='float32'"
+            )
         if use_rel_pos_bias and (rope is not None or num_prefix_tokens > 1):
             raise ValueError(
                 "use_rel_pos_bias goes with at most one prefix token, the class token, and without "
@@ -314,14 +319,14 @@ class ViT(nn.Module):
             self.draw_tables()
 
     def frozen_parts(self) -> list[nn.Module | nn.Parameter]:
-        """What ``freeze_at`` says: embedding and first blocks, or nothing."""
+        """What ``freeze_at`` freezes: the embedding and the first blocks, or nothing."""
         if not self.freeze_at:
             return []
         tables = [t for t in (self.pos_embed, self.prefix_tokens) if t is not None]
         return [self.patch_embed, self.norm_pre, *tables, *self.blocks[: self.freeze_at]]
 
     def train(self, mode: bool = True) -> "ViT":
-        """As ever, but that what is frozen stays in evaluation."""
+        """Sets the mode of all modules but the frozen ones, which stay in evaluation."""
         super().train(mode)
         self.resized_pos_embed.forget()
         for part in self.frozen_parts():
@@ -351,12 +356,7 @@ class ViT(nn.Module):
         Raises:
             ValueError: for sides that do not divide by 16.
         """
-        if image.shape[-2] % PATCH_SIZE or image.shape[-1] % PATCH_SIZE:
-            raise ValueError(
-                f"the sides of images must divide by {PATCH_SIZE}, the patch size: pad them; got "
-                f"{tuple(image.shape)}"
-            )
-        height, width = (side // PATCH_SIZE for side in image.shape[-2:])
+        height, width = grid_of(image)
         rope = self.rope_of(height, width)
         with narrowed(self, device=image.device.type):
             x = self.tokens(image)
@@ -446,6 +446,20 @@ class ViT(nn.Module):
         return [tokens_to_map(without_prefix(x, height * width), height, width) for _, x in wanted]
 
 
+def grid_of(image: Tensor) -> tuple[int, int]:
+    """Height and width in patches of an image (B, C, h, w).
+
+    Raises:
+        ValueError: for sides that do not divide by 16.
+    """
+    if image.shape[-2] % PATCH_SIZE or image.shape[-1] % PATCH_SIZE:
+        raise ValueError(
+            f"the sides of images must divide by {PATCH_SIZE}, the patch size: pad them; got "
+            f"{tuple(image.shape)}"
+        )
+    return image.shape[-2] // PATCH_SIZE, image.shape[-1] // PATCH_SIZE
+
+
 def build_mlp(dim: int, hidden_dim: int, kind: str, sub_norm_eps: float | None) -> nn.Module:
     """The feed-forward network of a block.
 
@@ -454,6 +468,9 @@ def build_mlp(dim: int, hidden_dim: int, kind: str, sub_norm_eps: float | None) 
         hidden_dim: hidden channels.
         kind: ``"swiglu"``, or the activation of two linear layers, by timm's name.
         sub_norm_eps: epsilon of a layer norm on the hidden channels; ``None`` for no norm.
+
+    Raises:
+        ValueError: timm has no activation of this name.
     """
     norm_layer = None if sub_norm_eps is None else partial(LayerNorm, eps=sub_norm_eps)
     if kind == "swiglu":
@@ -495,7 +512,11 @@ def layer_scale(dim: int, init: float | None) -> nn.Module:
 def window_per_block(
     depth: int, window_size: int | Sequence[int], window_block_indexes: Sequence[int] | None
 ) -> list[int]:
-    """Window side of every block, 0 for global attention."""
+    """Window side of every block, 0 for global attention; arguments as of :class:`ViT`.
+
+    Raises:
+        ValueError: for blocks that the ViT does not have.
+    """
     if isinstance(window_size, int):
         chosen = range(depth) if window_block_indexes is None else window_block_indexes
         outside = [i for i in chosen if not 0 <= i < depth]

@@ -192,7 +192,7 @@ def test_without_a_file_to_name_everything_is_held(
 
 def test_a_slow_vit_of_random_weights_is_told(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     cfg = OmegaConf.create({"optimizer": {"params": {"vit_lr_factor": 0.02}}})
-    warn_of_noise(cfg, model_of(run, f"{VIT}.freeze_at=0"))
+    warn_of_noise(cfg, model_of(run, f"{VIT}.freeze_at=0", f"{VIT}.frozen_dtype=float32"))
     assert "it is at 0.02 of the rate" in caplog.text
 
 

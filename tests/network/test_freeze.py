@@ -97,6 +97,11 @@ def test_an_unknown_type_is_an_error() -> None:
         make_net(4, frozen_dtype="float16")
 
 
+def test_a_type_for_frozen_blocks_where_none_is_frozen_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"frozen_dtype='bfloat16' .* freeze_at is 0: .* up to 4"):
+        make_net(0, frozen_dtype="bfloat16")
+
+
 @pytest.mark.parametrize("freeze_at", [5, -1, True, 1.5])
 def test_what_is_no_number_of_blocks_is_an_error(freeze_at: object) -> None:
     with pytest.raises(ValueError, match=f"freeze_at must be 0 to 4, .* got {freeze_at}"):

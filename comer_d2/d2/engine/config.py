@@ -47,6 +47,19 @@ TRAIN_DEFAULTS = {
     "float32_precision": "",
 }
 
+# Keys of `train` that count only where another is set.
+NEEDS = {
+    "amp.dtype": "amp.enabled",
+    "clip_grad.norm_type": "clip_grad.max_norm",
+    "early_stopping.metric": "early_stopping.patience",
+    "early_stopping.min_delta": "early_stopping.patience",
+    "early_stopping.mode": "early_stopping.patience",
+    "ema.decay": "ema.enabled",
+    "init_allow": "init_checkpoint",
+    "init_family": "init_checkpoint",
+    "init_sha256": "init_checkpoint",
+}
+
 
 def load_config(
     config_file: str, overrides: Sequence[str] = (), *, allow_targets: Sequence[str] = ()
@@ -92,10 +105,12 @@ def load_config(
     cfg.train = OmegaConf.merge(defaults, cfg.train)
     apply_overrides(cfg, overrides)
     _check_groups(cfg)
-    _settle_contradictions(cfg.train, override_keys(overrides))
+    given = override_keys(overrides)
+    _settle_contradictions(cfg.train, given)
     if is_yaml and overrides:
         check_targets(cfg, config_file, allow_targets)
     _check_train(cfg.train)
+    _refuse_in_vain(cfg.train, given)
     return cfg
 
 
@@ -107,6 +122,17 @@ def _settle_contradictions(train: DictConfig, given: set[str]) -> None:
         train.epochs = None
     if "optimizer.lr" in given and "train.lr_batch_size" not in given:
         train.lr_batch_size = None
+
+
+def _refuse_in_vain(train: DictConfig, given: set[str]) -> None:
+    """A key of the command line has an effect, or what it needs is off on purpose, on the same line."""
+    for key, needed in NEEDS.items():
+        if f"train.{key}" in given and f"train.{needed}" not in given:
+            value = OmegaConf.select(train, needed)
+            if not value:
+                raise UserError(
+                    f"train.{key} has no effect: it needs train.{needed}, which is {value!r}"
+                )
 
 
 def settle_device(train: DictConfig) -> bool:
@@ -173,6 +199,10 @@ def _check_train(train: DictConfig) -> None:
         raise UserError(f"train.early_stopping.min_delta={delta!r} must be a number of at least 0")
     if patience is not None and train.early_stopping.metric is None:
         raise UserError("train.early_stopping.patience needs train.early_stopping.metric")
+    if patience is not None and train.eval_period == 0:
+        raise UserError(
+            "train.early_stopping.patience counts evaluations, and train.eval_period=0 has none before the end"
+        )
     counts = ["max_iter", "log_period", "accumulation_steps"]
     counts += [f"checkpointer.{key}" for key in train.get("checkpointer", ())]
     for key in counts:

@@ -41,7 +41,8 @@ class Mask2Former(nn.Module):
         input_format: the order of channels that the model is trained on.
 
     Raises:
-        ValueError: for unknown tasks, or views together with other tasks than "semantic".
+        ValueError: for unknown tasks, views together with other tasks than "semantic", or limits that
+            would leave nothing.
     """
 
     def __init__(
@@ -66,6 +67,11 @@ class Mask2Former(nn.Module):
             raise ValueError(f"tasks must be some of {list(TASKS)}, got {list(tasks)}")
         if views is not None and list(tasks) != ["semantic"]:
             raise ValueError(f"views are for tasks=['semantic'] alone, got tasks={list(tasks)}")
+        if max_instances < 1 or not (0 <= score_threshold < 1 and 0 <= overlap_threshold <= 1):
+            raise ValueError(
+                "max_instances must be at least 1, score_threshold in [0, 1) and overlap_threshold in "
+                f"[0, 1], got {max_instances}, {score_threshold} and {overlap_threshold}"
+            )
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.criterion = criterion
@@ -82,6 +88,7 @@ class Mask2Former(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the model is, and its images go."""
         return self.pixel_mean.device
 
     @property

@@ -23,7 +23,7 @@ class SemanticViews:
         windows_per_batch: windows that are predicted together.
 
     Raises:
-        ValueError: a window without a stride, or a stride that leaves gaps.
+        ValueError: a window without a stride, a stride without a window, or one that leaves gaps.
     """
 
     def __init__(
@@ -40,6 +40,10 @@ class SemanticViews:
         ):
             raise ValueError(
                 f"stride must be 1 to window={window} in both directions, got {stride}"
+            )
+        if window is None and stride is not None:
+            raise ValueError(
+                f"stride={stride} is between windows, and window is None: give both or none"
             )
         self.window = tuple(window) if window is not None else None
         self.stride = tuple(stride) if stride is not None else None

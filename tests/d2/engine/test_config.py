@@ -45,6 +45,29 @@ def test_what_a_run_could_not_use_is_refused_by_key(override: str, message: str)
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "needed"),
+    [
+        ("early_stopping.metric", "segm/AP", "train.early_stopping.patience, which is None"),
+        ("ema.decay", "0.999", "train.ema.enabled, which is False"),
+        ("init_sha256", "ab12", "train.init_checkpoint, which is ''"),
+    ],
+)
+def test_a_key_that_needs_another_is_refused_without_it(key: str, value: str, needed: str) -> None:
+    with pytest.raises(UserError, match=rf"train\.{key} has no effect: it needs {needed}"):
+        load_config(str(CONFIG), [f"train.{key}={value}"])
+
+
+def test_what_a_key_needs_may_be_off_on_purpose() -> None:
+    cfg = load_config(str(CONFIG), ["train.ema.enabled=false", "train.ema.decay=0.999"])
+    assert cfg.train.ema.decay == 0.999
+
+
+def test_patience_needs_evaluations_to_count() -> None:
+    with pytest.raises(UserError, match=r"patience counts evaluations, and train\.eval_period=0"):
+        load_config(str(CONFIG), ["train.early_stopping.patience=2", "train.eval_period=0"])
+
+
 def test_every_checkpoint_may_be_kept() -> None:
     cfg = load_config(str(CONFIG), ["train.checkpointer.max_to_keep=null"])
     assert cfg.train.checkpointer.max_to_keep is None

@@ -166,6 +166,12 @@ def test_unknown_tasks() -> None:
         build(tasks=["segmentation"])
 
 
+@pytest.mark.parametrize("limit", [{"max_instances": 0}, {"score_threshold": 1.0}])
+def test_limits_that_leave_nothing_are_an_error(limit: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"max_instances must be .* got (0, 0.8|100, 1.0) and 0.8"):
+        build(**limit)
+
+
 def test_names_of_the_official_project() -> None:
     assert {name.split(".")[0] for name in build().state_dict()} == {"sem_seg_head"}
     assert {name for name, _ in build().named_buffers()} == {"pixel_mean", "pixel_std"}

@@ -69,3 +69,8 @@ def test_output_size() -> None:
 def test_strides_that_leave_gaps(stride: tuple[int, int] | None) -> None:
     with pytest.raises(ValueError, match="stride must be 1 to window"):
         SemanticViews(window=(8, 8), stride=stride)
+
+
+def test_a_stride_without_a_window_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"stride=\(4, 4\) is between windows, and window is None"):
+        SemanticViews(stride=(4, 4))
