@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..layers.levels import tokens_to_map
 from ..layers.linear import Linear
-from ..network.vit import PATCH_SIZE, ViT
+from ..network.vit import ViT, grid_of
 
 UPSCALES = 2  # from stride 16 to 4
 FIRST_ANNEALING, LAST_ANNEALING, ANNEALING = 1 / 6, 4 / 6, 1 / 6
@@ -90,7 +90,7 @@ class EoMT(nn.Module):
         Raises:
             ValueError: for sides that do not divide by 16.
         """
-        height, width = check_sides(image)
+        height, width = grid_of(image)
         x, rope = self.vit.tokens(image), self.vit.rope_of(height, width)
         first = len(self.vit.blocks) - self.num_blocks
         for block in self.vit.blocks[:first]:
@@ -176,13 +176,3 @@ def masked_share(index: int, num_blocks: int, progress: float) -> float:
     step = (LAST_ANNEALING - FIRST_ANNEALING) / max(num_blocks - 1, 1)
     done = (progress - FIRST_ANNEALING - index * step) / ANNEALING
     return (1 - min(max(done, 0.0), 1.0)) ** POLY_POWER
-
-
-def check_sides(image: Tensor) -> tuple[int, int]:
-    """Height and width of an image in patches."""
-    if image.shape[-2] % PATCH_SIZE or image.shape[-1] % PATCH_SIZE:
-        raise ValueError(
-            f"the sides of images must divide by {PATCH_SIZE}, the patch size: pad them; got "
-            f"{tuple(image.shape)}"
-        )
-    return image.shape[-2] // PATCH_SIZE, image.shape[-1] // PATCH_SIZE

@@ -52,6 +52,7 @@ class Cast(torch.autograd.Function):
 
 
 def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Copies of tensors in another type, by one kernel for many."""
     results = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
     if results:
         torch._foreach_copy_(results, list(tensors))

@@ -350,4 +350,5 @@ def frozen_running_statistics(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def layer_norm(dim: int) -> LayerNorm:
+    """A layer norm with the epsilon of the released models."""
     return LayerNorm(dim, eps=LAYER_NORM_EPS)

@@ -13,10 +13,8 @@ from timm.models import is_model, is_model_in_modules
 from torch import Tensor, nn
 
 from ..layers.levels import Levels, map_to_tokens, tokens_to_map
-from .trunk import BlockRanges, Call, Stage, check_cover
+from .trunk import LARGEST_STRIDE, STRIDES, BlockRanges, Call, Stage, check_cover, check_image
 
-STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
-LARGEST_STRIDE = max(STRIDES.values())
 # Networks of strides 4 to 32 whose attention or position table is made for one image size, and
 # those whose unpadded convolutions miss the strides: by timm's module or model, with what to take instead.
 UNFIT = {
@@ -64,8 +62,8 @@ class TimmPyramid(nn.Module):
     Args:
         name: of a timm model.
         in_chans: channels of the image.
-        drop_path_rate: of its blocks; ``None`` leaves timm's default, which models without drop
-            path need, and none to ViT-CoMer's branches.
+        drop_path_rate: of its blocks and of ViT-CoMer's branches. ``None``: timm's default, as models
+            that have no drop path need, and 0.
         arguments: more arguments of the timm model, as ``window_size``.
 
     Attributes:
@@ -140,11 +138,7 @@ class TimmPyramid(nn.Module):
         Raises:
             ValueError: if ``image`` is not (B, in_chans, h, w) or is empty.
         """
-        if image.ndim != 4 or image.shape[1] != self.in_chans or 0 in image.shape[-2:]:
-            raise ValueError(
-                f"image must have shape (B, {self.in_chans}, h, w) with h, w > 0, got "
-                f"{tuple(image.shape)}"
-            )
+        check_image(image, self.in_chans)
         h, w = image.shape[-2:]
         image = F.pad(image, (0, -w % LARGEST_STRIDE, 0, -h % LARGEST_STRIDE))
         maps = self.net(image)

@@ -11,6 +11,8 @@ from ..layers.levels import Levels
 # Runs a module on inputs; activations are kept, or computed again in the backward pass.
 Call = Callable[..., Tensor]
 BlockRanges = Sequence[Sequence[int]]
+STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+LARGEST_STRIDE = max(STRIDES.values())
 
 
 @dataclass(frozen=True)
@@ -116,4 +118,12 @@ def check_cover(interaction_indexes: BlockRanges, blocks: range, of: str) -> Non
         raise ValueError(
             f"interaction_indexes {[tuple(p) for p in interaction_indexes]} must cover the blocks "
             f"{blocks[0]}..{blocks[-1]} once each and in order ({of})"
+        )
+
+
+def check_image(image: Tensor, in_chans: int) -> None:
+    """Raises ValueError if an image batch is not (B, in_chans, h, w) with h, w > 0."""
+    if image.ndim != 4 or image.shape[1] != in_chans or 0 in image.shape[-2:]:
+        raise ValueError(
+            f"image must have shape (B, {in_chans}, h, w) with h, w > 0, got {tuple(image.shape)}"
         )

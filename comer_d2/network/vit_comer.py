@@ -27,10 +27,8 @@ from .interaction import (
     recomputed_together,
 )
 from .pyramid import SpatialPyramid
-from .trunk import BlockRanges, Stage, Trunk
+from .trunk import LARGEST_STRIDE, STRIDES, BlockRanges, Stage, Trunk, check_image
 
-STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
-LARGEST_STRIDE = max(STRIDES.values())
 TOKEN_STRIDE = 16  # of the middle one of the CNN tokens' levels
 Norm = str | Callable[[int], nn.Module]
 
@@ -95,8 +93,7 @@ class ViTCoMerNet(nn.Module):
         out_features: the outputs wanted, of ``"res2"``, ``"res3"``, ``"res4"``, ``"res5"``, in any
             order. Parameters that only serve the others stay in the ``state_dict`` but are frozen:
             DistributedDataParallel refuses parameters that never get a gradient.
-        square_pad: if positive, images are to be padded to squares of this
-            side, in pixels.
+        square_pad: if positive, the side in pixels of the squares that images are to be padded to.
 
     Raises:
         ValueError: for arguments that do not fit together, naming them.
@@ -336,7 +333,7 @@ class ViTCoMerNet(nn.Module):
 
 
 def crop(x: Tensor, height: int, width: int) -> Tensor:
-    """The upper left height x width of a map (B, D, H, W); for exports, without asking what is cut."""
+    """The upper left height x width of a map (B, D, H, W); slices would ask an export's symbols for their size."""
     return x.narrow(-2, 0, height).narrow(-1, 0, width)
 
 
@@ -346,7 +343,11 @@ def called(module: nn.Module, *inputs: object) -> Tensor:
 
 
 def per_interaction(name: str, value: bool | Sequence[bool], num_interactions: int) -> list[bool]:
-    """One switch per interaction, from one bool or from a sequence of them."""
+    """One switch per interaction, from one bool or from a sequence of them.
+
+    Raises:
+        ValueError: naming the argument, for a sequence of another length.
+    """
     if isinstance(value, bool):
         return [value] * num_interactions
     if len(value) != num_interactions:
@@ -355,16 +356,8 @@ def per_interaction(name: str, value: bool | Sequence[bool], num_interactions: i
 
 
 def check_arguments(vit_features: str, out_features: Sequence[str]) -> None:
-    """Raises ValueError for features that there are not."""
+    """Raises ValueError for features of the ViT, or outputs, that do not exist."""
     if vit_features not in ("last", "stages", "none"):
         raise ValueError(f"vit_features must be 'last', 'stages' or 'none', got {vit_features!r}")
     if not out_features or not set(out_features) <= set(STRIDES):
         raise ValueError(f"out_features must be some of {list(STRIDES)}, got {list(out_features)}")
-
-
-def check_image(image: Tensor, in_chans: int) -> None:
-    """Raises ValueError if an image batch is not (B, in_chans, h, w) with h, w > 0."""
-    if image.ndim != 4 or image.shape[1] != in_chans or 0 in image.shape[-2:]:
-        raise ValueError(
-            f"image must have shape (B, {in_chans}, h, w) with h, w > 0, got {tuple(image.shape)}"
-        )

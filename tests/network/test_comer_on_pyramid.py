@@ -11,7 +11,7 @@ from torch import Tensor
 
 from comer_d2.network import ViTCoMerNet
 from comer_d2.network.timm_pyramid import STAGED, TimmPyramid
-from comer_d2.network.vit_comer import STRIDES
+from comer_d2.network.trunk import STRIDES
 
 SWIN = (
     "swin_tiny_patch4_window7_224",

@@ -8,7 +8,8 @@ import pytest
 import timm
 import torch
 
-from comer_d2.network.timm_pyramid import SIZE_CHECKING, STRIDES, UNFIT, TimmPyramid, check_name
+from comer_d2.network.timm_pyramid import SIZE_CHECKING, UNFIT, TimmPyramid, check_name
+from comer_d2.network.trunk import STRIDES
 
 # The smallest model of every module of timm that has maps of strides 4 to 32.
 SMALLEST = {

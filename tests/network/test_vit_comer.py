@@ -8,7 +8,7 @@ from torch import nn
 
 from comer_d2.network import ViTCoMerNet
 from comer_d2.network.interaction import ConvFFN
-from comer_d2.network.vit_comer import STRIDES
+from comer_d2.network.trunk import STRIDES
 from tests.device import autocast
 from tests.networks import make_network
 

@@ -5,8 +5,8 @@ from detectron2.modeling import Backbone
 from torch import Tensor
 
 from ...network import ViT, ViTCoMerNet
+from ...network.trunk import STRIDES
 from ...network.vit import PATCH_SIZE
-from ...network.vit_comer import STRIDES
 from .norm import norm_layer
 
 

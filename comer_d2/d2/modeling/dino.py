@@ -86,6 +86,7 @@ class DINO(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the model is, and its images go."""
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:

@@ -20,6 +20,9 @@ def prepare_images(
         backbone: says what sides have to be multiples of, or that they are squares.
         mean: (3, 1, 1).
         std: (3, 1, 1).
+
+    Returns:
+        The batch (B, 3, H, W), with the sizes before padding.
     """
     images = [(record["image"].to(mean.device) - mean) / std for record in records]
     return batch_images(images, backbone)

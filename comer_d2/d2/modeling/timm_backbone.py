@@ -6,7 +6,8 @@ from typing import Any
 from detectron2.modeling import Backbone
 from torch import Tensor
 
-from ...network.timm_pyramid import LARGEST_STRIDE, STRIDES, TimmPyramid
+from ...network.timm_pyramid import TimmPyramid
+from ...network.trunk import LARGEST_STRIDE, STRIDES
 
 
 class TimmBackbone(Backbone):
@@ -17,8 +18,7 @@ class TimmBackbone(Backbone):
         out_features: names of the maps to return: some of res2, res3, res4, res5.
         in_chans: channels of the image.
         drop_path_rate: of its blocks; ``None`` leaves timm's default.
-        arguments: more arguments of the timm model, such as
-            ``norm_layer`` or ``window_size``.
+        arguments: more arguments of the timm model, such as ``norm_layer`` or ``window_size``.
         square_pad: side in pixels that images are padded to at least; 0 for a multiple of 32.
 
     Raises:
