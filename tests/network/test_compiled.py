@@ -16,7 +16,7 @@ from comer_d2.layers.drop_path import DropPath
 from comer_d2.network import ViT, ViTCoMerNet
 from comer_d2.network.compiled import compile_blocks
 from tests.device import autocast
-from tests.networks import make_network
+from tests.networks import TINY, make_network
 
 # Sides that divide by 32 and by the windows, and those that do not.
 SIZES = [
@@ -26,23 +26,8 @@ SIZES = [
 
 
 def tiny(**change: Any) -> ViTCoMerNet:
-    """A block in windows and a global one, and one part of each other kind."""
     torch.manual_seed(0)
-    arguments = {
-        "embed_dim": 24,
-        "depth": 2,
-        "num_heads": 3,
-        "window_size": 3,
-        "window_block_indexes": (0,),
-        "pretrain_img_size": 64,
-        "stem_width": 8,
-        "interaction_indexes": ((0, 1),),
-        "deform_num_heads": 3,
-        "num_extra_cti": 0,
-        "norm": "BN",
-        "gate_init": 0.5,
-    }
-    return make_network(**{**arguments, **change})
+    return make_network(**{**TINY, **change})
 
 
 KINDS = 5

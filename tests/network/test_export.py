@@ -10,24 +10,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from comer_d2.network import ViT
-from tests.networks import make_network
+from tests.networks import TINY, TINY_VIT, make_network
 
-TINY = {
-    "embed_dim": 24,
-    "depth": 2,
-    "num_heads": 3,
-    "window_size": 3,
-    "window_block_indexes": (0,),
-    "pretrain_img_size": 64,
-}
-AROUND = {
-    "stem_width": 8,
-    "interaction_indexes": ((0, 1),),
-    "deform_num_heads": 3,
-    "num_extra_cti": 0,
-    "norm": "BN",
-    "gate_init": 0.5,
-}
 # What pretraining families compute with the sides: relative positions, and rotary ones of two kinds.
 FAMILIES: dict[str, dict[str, Any]] = {
     "beit": {"use_rel_pos_bias": True, "use_abs_pos": False, "num_prefix_tokens": 1},
@@ -70,10 +54,10 @@ def multiples(of: int) -> dict[int, Any]:
 def test_vit_comer_of_sides_that_divide() -> None:
     """As Detectron2 pads them; exported at the position table's own size, which is no special case."""
     torch.manual_seed(0)
-    check(make_network(**TINY, **AROUND), TABLE, multiples(32))
+    check(make_network(**TINY), TABLE, multiples(32))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_vits_of_other_families(family: str) -> None:
     torch.manual_seed(0)
-    check(ViT(**TINY, **FAMILIES[family]), (96, 160), multiples(16))
+    check(ViT(**TINY_VIT, **FAMILIES[family]), (96, 160), multiples(16))

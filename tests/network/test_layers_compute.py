@@ -12,11 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from comer_d2.heads.mask2former import Mask2FormerHead
-from comer_d2.heads.mask_decoder import MaskedTransformerDecoder
-from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder
 from comer_d2.network import ViTCoMerNet
-from tests.networks import make_network
+from tests.networks import make_network, mask2former_head
 from tests.weights.cases import CASES, OTHER, SIDE, UNI_PERCEIVER, make_net
 
 SIZE_T = dict(embed_dim=192, num_heads=3, deform_num_heads=6, deform_ratio=1.0)
@@ -44,24 +41,6 @@ TARGETS = ["qkv", "proj", "fc1", "fc2", "value_proj"]
 def small() -> ViTCoMerNet:
     torch.manual_seed(0)
     return make_network(**SMALL)
-
-
-def mask2former(hidden_dim: int) -> Mask2FormerHead:
-    return Mask2FormerHead(
-        MSDeformAttnPixelDecoder(
-            in_channels=[24] * 4, conv_dim=32, mask_dim=32, num_heads=4, num_layers=2, ffn_dim=64
-        ),
-        MaskedTransformerDecoder(
-            num_classes=5,
-            in_channels=32,
-            hidden_dim=hidden_dim,
-            mask_dim=32,
-            num_queries=8,
-            num_heads=4,
-            num_layers=3,
-            ffn_dim=64,
-        ),
-    )
 
 
 def idle(model: nn.Module, *inputs: Any) -> set[str]:
@@ -96,7 +75,7 @@ def test_every_layer_of_every_familys_vit_is_called(name: str, windows: int) -> 
 def test_every_layer_of_mask2formers_decoders_is_called(hidden_dim: int) -> None:
     """With and without a projection of the maps to the queries' channels."""
     features = {f"res{i}": torch.randn(1, 24, 256 >> i, 128 >> i) for i in range(2, 6)}
-    assert idle(mask2former(hidden_dim), features) == set()
+    assert idle(mask2former_head(hidden_dim), features) == set()
 
 
 def test_hooks_see_every_linear_layer() -> None:

@@ -197,26 +197,23 @@ def beitv2_pretrained(state: State) -> dict[str, Any]:
     return {"model": beit_pretrained(state)["model"] | behind}
 
 
-def open_clip(state: State) -> dict[str, Any]:
-    """The vision tower in a whole CLIP."""
-    result = renamed(
-        state,
-        (r"^cls_token$", "class_embedding"),
-        (r"^pos_embed$", "positional_embedding"),
-        (r"^patch_embed\.proj", "conv1"),
-        (r"^norm_pre", "ln_pre"),
-        (r"^norm\.", "ln_post."),
-        (r"^blocks", "transformer.resblocks"),
-        (r"\.norm([12])", r".ln_\1"),
-        (r"attn\.qkv\.", "attn.in_proj_"),
-        (r"attn\.proj", "attn.out_proj"),
-        (r"mlp\.fc1", "mlp.c_fc"),
-        (r"mlp\.fc2", "mlp.c_proj"),
-    )
-    result["class_embedding"] = result["class_embedding"].flatten()
-    result["positional_embedding"] = result["positional_embedding"][0]
-    result["proj"] = result.pop("head.weight").T.contiguous()
-    del result["head.bias"]
+OPEN_CLIP = (
+    (r"^cls_token$", "class_embedding"),
+    (r"^pos_embed$", "positional_embedding"),
+    (r"^patch_embed\.proj", "conv1"),
+    (r"^norm_pre", "ln_pre"),
+    (r"^norm\.", "ln_post."),
+    (r"^blocks", "transformer.resblocks"),
+    (r"\.norm([12])", r".ln_\1"),
+    (r"attn\.qkv\.", "attn.in_proj_"),
+    (r"attn\.proj", "attn.out_proj"),
+    (r"mlp\.fc1", "mlp.c_fc"),
+    (r"mlp\.fc2", "mlp.c_proj"),
+)
+
+
+def with_text_tower(state: State, vision: State) -> dict[str, Any]:
+    """A whole CLIP around a vision tower."""
     text = {
         "positional_embedding": like(state, 5, 8),
         "text_projection": like(state, 8, 8),
@@ -225,26 +222,22 @@ def open_clip(state: State) -> dict[str, Any]:
         "transformer.resblocks.0.ln_1.weight": like(state, 8),
         "ln_final.weight": like(state, 8),
     }
-    return {f"visual.{n}": t for n, t in result.items()} | text
+    return {f"visual.{n}": t for n, t in vision.items()} | text
+
+
+def open_clip(state: State) -> dict[str, Any]:
+    """The vision tower in a whole CLIP."""
+    result = renamed(state, *OPEN_CLIP)
+    result["class_embedding"] = result["class_embedding"].flatten()
+    result["positional_embedding"] = result["positional_embedding"][0]
+    result["proj"] = result.pop("head.weight").T.contiguous()
+    del result["head.bias"]
+    return with_text_tower(state, result)
 
 
 def perception_encoder(state: State) -> dict[str, Any]:
     """Meta's: OpenCLIP's names, in a whole CLIP of PE core, bare otherwise."""
-    result = renamed(
-        state,
-        (r"^cls_token$", "class_embedding"),
-        (r"^pos_embed$", "positional_embedding"),
-        (r"^patch_embed\.proj", "conv1"),
-        (r"^norm_pre", "ln_pre"),
-        (r"^norm\.", "ln_post."),
-        (r"^blocks", "transformer.resblocks"),
-        (r"\.norm([12])", r".ln_\1"),
-        (r"gamma_([12])", r"ls_\1.gamma"),
-        (r"attn\.qkv\.", "attn.in_proj_"),
-        (r"attn\.proj", "attn.out_proj"),
-        (r"mlp\.fc1", "mlp.c_fc"),
-        (r"mlp\.fc2", "mlp.c_proj"),
-    )
+    result = renamed(state, *OPEN_CLIP, (r"gamma_([12])", r"ls_\1.gamma"))
     pool = {n: t for n, t in state.items() if n.startswith("attn_pool.")}
     result = {n: t for n, t in result.items() if not n.startswith("attn_pool.")}
     heads = [result.pop(n, None) for n in ("head.weight", "head.bias")]
@@ -258,15 +251,7 @@ def perception_encoder(state: State) -> dict[str, Any]:
         [pool["attn_pool.q.weight"], pool["attn_pool.kv.weight"]]
     )
     result["proj"] = heads[0].T.contiguous()
-    text = {
-        "positional_embedding": like(state, 5, 8),
-        "text_projection": like(state, 8, 8),
-        "logit_scale": like(state, 1)[0],
-        "token_embedding.weight": like(state, 9, 8),
-        "transformer.resblocks.0.ln_1.weight": like(state, 8),
-        "ln_final.weight": like(state, 8),
-    }
-    return {f"visual.{n}": t for n, t in result.items()} | text
+    return with_text_tower(state, result)
 
 
 def open_clip_trunk(state: State) -> dict[str, Any]:

@@ -10,11 +10,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from comer_d2.heads.mask2former import Mask2FormerHead
-from comer_d2.heads.mask_decoder import MaskedTransformerDecoder
-from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder
 from comer_d2.weights import WeightsError, convert_weights, load_weights
 from comer_d2.weights.files import unwrap
+from tests.networks import mask2former_head
 from tests.weights import originals
 from tests.weights.cases import CASES, make_net, make_timm, randomise
 
@@ -40,21 +38,7 @@ def mask2former() -> tuple[nn.Module, Weights]:
     numbers = load_file(DATA / "m2f_head_tiny.safetensors")
     model = nn.Module()
     model.backbone = nn.Linear(2, 2)
-    model.sem_seg_head = Mask2FormerHead(
-        MSDeformAttnPixelDecoder(
-            in_channels=[24] * 4, conv_dim=32, mask_dim=32, num_heads=4, num_layers=2, ffn_dim=64
-        ),
-        MaskedTransformerDecoder(
-            num_classes=5,
-            in_channels=32,
-            hidden_dim=32,
-            mask_dim=32,
-            num_queries=8,
-            num_heads=4,
-            num_layers=3,
-            ffn_dim=64,
-        ),
-    )
+    model.sem_seg_head = mask2former_head()
     head = {
         name.replace("param.", "sem_seg_head."): tensor
         for name, tensor in numbers.items()

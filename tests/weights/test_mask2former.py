@@ -20,6 +20,7 @@ from comer_d2.heads.mask_decoder import MaskedTransformerDecoder
 from comer_d2.heads.pixel_decoder import MSDeformAttnPixelDecoder
 from comer_d2.weights import WeightsError, convert_weights, load_weights, read_weights
 from comer_d2.weights.origins.mask2former import HEAD
+from tests.networks import mask2former_head
 
 DATA = Path(__file__).parents[1] / "data"
 BACKBONES = {
@@ -45,22 +46,7 @@ class Mask2Former(nn.Module):
 
 @pytest.fixture
 def model():
-    head = Mask2FormerHead(
-        MSDeformAttnPixelDecoder(
-            in_channels=[24] * 4, conv_dim=32, mask_dim=32, num_heads=4, num_layers=2, ffn_dim=64
-        ),
-        MaskedTransformerDecoder(
-            num_classes=5,
-            in_channels=32,
-            hidden_dim=32,
-            mask_dim=32,
-            num_queries=8,
-            num_heads=4,
-            num_layers=3,
-            ffn_dim=64,
-        ),
-    )
-    return Mask2Former(head, 5).eval()
+    return Mask2Former(mask2former_head(), 5).eval()
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from comer_d2.heads.atss import ATSSHead
 from comer_d2.heads.gfl import GFLHead
-from comer_d2.network import ViT, ViTCoMerNet
 from comer_d2.weights import WeightsError, convert_weights
+from tests.networks import NAMED, make_network
 
 DATA = Path(__file__).parents[1] / "data"
 TINY = dict(num_classes=4, in_channels=8, channels=8, num_convs=2, num_groups=4)
@@ -22,22 +22,8 @@ class Detector(nn.Module):
 
     def __init__(self, head: str) -> None:
         super().__init__()
-        vit = ViT(
-            embed_dim=12,
-            depth=4,
-            num_heads=3,
-            pretrain_img_size=32,
-            window_size=0,
-            window_block_indexes=[],
-        )
         self.backbone = nn.Module()
-        self.backbone.bottom_up = ViTCoMerNet(
-            vit,
-            stem_width=4,
-            interaction_indexes=[[i, i] for i in range(4)],
-            deform_num_heads=3,
-            num_extra_cti=1,
-        )
+        self.backbone.bottom_up = make_network(**NAMED)
         for i in (3, 4, 5):
             # 6 channels, which the oracle of the pyramid has
             self.backbone.add_module(f"fpn_lateral{i}", nn.Conv2d(6, 8, 1))

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from comer_d2.heads.upernet import UPerNetHead
-from comer_d2.network import ViT, ViTCoMerNet
 from comer_d2.weights import (
     WeightsError,
     convert_weights,
@@ -27,7 +26,7 @@ from comer_d2.weights import (
 )
 from comer_d2.weights.conversion import Layout
 from comer_d2.weights.origins.mmsegmentation import UPERNET
-from tests.networks import official_network
+from tests.networks import NAMED, make_network, official_network
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -82,21 +81,7 @@ class UPerNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = ViTCoMerNet(
-            ViT(
-                embed_dim=12,
-                depth=4,
-                num_heads=3,
-                pretrain_img_size=32,
-                window_size=0,
-                window_block_indexes=[],
-            ),
-            stem_width=4,
-            interaction_indexes=[[i, i] for i in range(4)],
-            deform_num_heads=3,
-            num_extra_cti=1,
-            vit_features="stages",
-        )
+        self.backbone = make_network(**NAMED, vit_features="stages")
         self.sem_seg_head = UPerNetHead(
             in_channels=[12] * 4, num_classes=5, channels=16, auxiliary_channels=8
         )
