@@ -175,7 +175,8 @@ def locations_and_weights(
 def _level_sizes(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
     """(1, 1, 1, L, 1, 2): the (width, height) that divide offsets."""
     sizes = like.new_tensor([(width, height) for height, width in spatial_shapes])
-    return sizes.view(1, 1, 1, len(spatial_shapes), 1, 2)
+    # A level without pixels reads nothing; the gradient of its offsets is 0, not 0 / 0.
+    return sizes.clamp(min=1).view(1, 1, 1, len(spatial_shapes), 1, 2)
 
 
 def ms_deform_attn_fused_reference(

@@ -206,6 +206,9 @@ def test_a_level_without_pixels_among_others(device):
     given = arguments(shapes=[(0, 3), (4, 5), (2, 0)], device=device)
     expected = with_gradients(ms_deform_attn_reference, *given)
     assert_close(with_gradients(ms_deform_attn, *given), expected, 1e-12)
+    given = fused_arguments(shapes=[(0, 3), (4, 5), (2, 0)], device=device)
+    expected = with_gradients(ms_deform_attn_fused_reference, *given)
+    assert_close(with_gradients(ms_deform_attn_fused, *given), expected, 1e-12)
 
 
 @pytest.mark.parametrize("device", DEVICES)
