@@ -229,14 +229,20 @@ inline bool aligned(const void* pointer) {
 // How many lanes work on one item, and what follows.
 struct Launch {
   int group, threads, items_per_block;
+  size_t shared; // bytes
   int64_t blocks;
 
-  Launch(const CallSizes& sizes, int channels_per_lane) {
+  Launch(const CallSizes& sizes, int channels_per_lane, size_t shared_per_item) {
     const int wanted = (sizes.channels + channels_per_lane - 1) / channels_per_lane;
     for (group = 1; group < wanted && group < kWarp; group *= 2) {
     }
-    threads = std::min(256, 64 * group); // at most 64 items, whose samples fill 36 KB
+    threads = std::min(256, 64 * group);
+    // Every GPU has 48 KB for a block; Turing has no more than 64. A warp's items always fit.
+    while (threads > kWarp && threads / group * shared_per_item > 48 * 1024) {
+      threads /= 2;
+    }
     items_per_block = threads / group;
+    shared = items_per_block * shared_per_item;
     blocks = (sizes.items + items_per_block - 1) / items_per_block;
     COMER_D2_CHECK(blocks <= kMaxInt32, "more than 2**31 blocks of queries and heads");
   }

@@ -9,15 +9,15 @@
 // for, the value's gradient is added in 64-bit fixed point instead, whose sums do not depend on
 // the order; the unit comes from the largest magnitudes of the call, so that no sum overflows.
 
-#include <algorithm>
+#include <limits>
 
 #include "common.cuh"
 
 namespace comer_d2::cuda {
 namespace {
 
-// The largest magnitudes of the output's gradient and of the attention weights, as the bits of
-// non-negative floats, which are ordered like them; not-a-number comes out on top.
+// The largest finite magnitudes of the output's gradient and of the attention weights, as the bits of
+// non-negative floats, which are ordered like them.
 struct Magnitudes {
   unsigned grad, weight;
 };
@@ -28,18 +28,14 @@ __global__ void magnitude_kernel(const T* values, int64_t rows, int64_t stride, 
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < rows * columns;
        i += step) {
-    // Rounded up: a float64 beyond float32's range becomes infinity, which the reader handles.
-    const float x = [&] {
+    // What is not finite matters only where it is added, and is found there.
+    const RealOf<T> x = fabs(real_of(values[i / columns * stride + i % columns]));
+    if (x < RealOf<T>(INFINITY)) {
       if constexpr (std::is_same_v<T, double>) {
-        return __double2float_ru(fabs(values[i / columns * stride + i % columns]));
+        most = fmaxf(most, __double2float_ru(x)); // infinity beyond float32, which the reader handles
       } else {
-        return fabsf(real_of(values[i / columns * stride + i % columns]));
+        most = fmaxf(most, x);
       }
-    }();
-    most = x <= most ? most : x; // not-a-number is kept, unless a number follows it
-    if (x != x) {
-      atomicMax(largest, 0x7fffffffu);
-      most = 0.0f;
     }
   }
   atomicMax(largest, __float_as_uint(most));
@@ -52,14 +48,17 @@ struct FixedPoint {
 };
 
 // Fixed point holds 2**62. A pixel's sum has at most one term per corner, sample and
-// query of its head, each below grad * weight; a softmax's weights are below 1.
+// query of its head, each below grad * weight; a softmax's weights are below 1. No term is above
+// `largest_term`, the largest number of the arithmetic, or `not_finite` is set.
 __global__ void scale_kernel(
-    const Magnitudes* magnitudes, const bool softmax, const double terms, FixedPoint* point) {
+    const Magnitudes* magnitudes, const bool softmax, const double terms, const double largest_term,
+    FixedPoint* point) {
   const double weight = softmax ? 1.0 : static_cast<double>(__uint_as_float(magnitudes->weight));
-  const double bound = static_cast<double>(__uint_as_float(magnitudes->grad)) * weight * terms;
+  const double grad = static_cast<double>(__uint_as_float(magnitudes->grad));
+  const double bound = fmin(grad * weight, largest_term) * terms;
   // A power of two, so that scaling itself rounds nothing, that float32 can hold.
   const double scale = bound > 0 ? exp2(fmin(floor(61.0 - log2(bound)), 126.0)) : 1.0;
-  *point = {scale, !(bound >= 0 && bound < INFINITY)};
+  *point = {scale, !(bound < INFINITY)};
 }
 
 // Hopper adds four floats in one instruction.
@@ -97,15 +96,17 @@ struct ValueGrad {
   __device__ __forceinline__ void add(
       int64_t tile, int lane, int lanes, Real weight, const Real (&grad)[kChannels]) const {
     if (fixed != nullptr) {
-      if (!(fabs(weight) < Real(INFINITY))) { // the output's gradient is finite, or point says so
-        point->not_finite = 1;
-        return;
-      }
+      bool finite = true;
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
+        const Real term = weight * grad[c];
+        finite = finite && fabs(term) < Real(INFINITY);
         atomicAdd(
             fixed + tile + c * lanes + lane,
-            static_cast<unsigned long long>(fixed_of(weight * grad[c] * scale)));
+            static_cast<unsigned long long>(fixed_of(term * scale)));
+      }
+      if (!finite) {
+        point->not_finite = 1;
       }
       return;
     }
@@ -360,17 +361,12 @@ struct Backward {
   void run() const {
     using Real = RealOf<T>;
     const CallSizes call = call_sizes(sizes);
-    const Launch launch(call, kChannels);
     const bool softmax = samples.reference != nullptr;
     const bool keeps = softmax && !std::is_same_v<Stored, Real>;
-    const size_t shared = launch.items_per_block *
-        ((kSampleTile + 1) * (2 * sizeof(Four<Real>) + sizeof(Four<int32_t>)) +
-         (keeps ? sizes.samples_per_head() * sizeof(Real) : 0));
-    if (shared > 48 * 1024) {
-      cudaFuncSetAttribute(
-          backward_kernel<T, Stored, kChannels>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-          static_cast<int>(shared));
-    }
+    const Launch launch(
+        call, kChannels,
+        (kSampleTile + 1) * (2 * sizeof(Four<Real>) + sizeof(Four<int32_t>)) +
+            (keeps ? sizes.samples_per_head() * sizeof(Real) : 0));
     const cudaStream_t stream = current_stream(value);
     Tensor fixed, made;
     if (deterministic) {
@@ -379,7 +375,7 @@ struct Backward {
     }
     FixedPoint* point = deterministic ? static_cast<FixedPoint*>(made.mutable_data_ptr()) : nullptr;
     backward_kernel<T, Stored, kChannels>
-        <<<static_cast<unsigned>(launch.blocks), launch.threads, shared, stream>>>(
+        <<<static_cast<unsigned>(launch.blocks), launch.threads, launch.shared, stream>>>(
             static_cast<const T*>(value.const_data_ptr()),
             static_cast<const T*>(grad_output.const_data_ptr()), samples, call, level_table(sizes),
             launch.group, static_cast<Real*>(grad_value.mutable_data_ptr()),
@@ -412,6 +408,7 @@ struct Backward {
     scale_kernel<<<1, 1, 0, stream>>>(
         static_cast<const Magnitudes*>(magnitudes.const_data_ptr()), softmax,
         static_cast<double>(sizes.queries) * sizes.samples_per_head() * 4.0,
+        static_cast<double>(std::numeric_limits<RealOf<T>>::max()),
         static_cast<FixedPoint*>(point.mutable_data_ptr()));
     check_launch("the magnitudes of ms_deform_attn's backward");
     return point;

@@ -96,16 +96,10 @@ template <typename T, typename Stored, int kChannels>
 void launch(
     const CallSizes& sizes, const LevelTable& levels, const Tensor& value, const Samples& samples,
     Tensor& output) {
-  const Launch launch(sizes, kChannels);
-  const size_t shared = launch.items_per_block * (kSampleTile + 1) *
-      (sizeof(Four<RealOf<T>>) + sizeof(Four<int32_t>));
-  if (shared > 48 * 1024) {
-    cudaFuncSetAttribute(
-        forward_kernel<T, Stored, kChannels>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-        static_cast<int>(shared));
-  }
+  const Launch launch(
+      sizes, kChannels, (kSampleTile + 1) * (sizeof(Four<RealOf<T>>) + sizeof(Four<int32_t>)));
   forward_kernel<T, Stored, kChannels>
-      <<<static_cast<unsigned>(launch.blocks), launch.threads, shared, current_stream(value)>>>(
+      <<<static_cast<unsigned>(launch.blocks), launch.threads, launch.shared, current_stream(value)>>>(
           static_cast<const T*>(value.const_data_ptr()), samples, sizes, levels, launch.group,
           static_cast<T*>(output.mutable_data_ptr()));
   check_launch("the forward of ms_deform_attn");

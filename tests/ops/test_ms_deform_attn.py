@@ -235,9 +235,16 @@ def test_huge_and_non_finite_locations_contribute_nothing(device, dtype):
     assert_close(actual, expected, 3e-6)
 
 
+@pytest.fixture(params=[False, True], ids=["fast", "deterministic"])
+def each_mode(request):
+    torch.use_deterministic_algorithms(request.param)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_non_finite_weights_outside_the_level_leave_its_gradient_clean(device, bad):
+def test_non_finite_weights_outside_the_level_leave_its_gradient_clean(device, bad, each_mode):
     value, shapes, locations, weights = arguments(dtype=torch.float32, device=device)
     outside = [(1.9, 0.5), (0.5, -0.8), (-3.0, 0.5), (1.6, 1.6), (0.5, 1e9), (math.nan, 0.5)]
     with torch.no_grad():
@@ -261,6 +268,22 @@ def test_non_finite_weights_outside_the_level_leave_its_gradient_clean(device, b
     assert actual[1].isfinite().all() and not actual[2][:, :3, : 2 * 3 * 3 * 2].any()
     for got, wanted in zip(actual, expected):
         torch.testing.assert_close(got, wanted, equal_nan=True, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("large", [1e30, math.inf])
+def test_gradients_beyond_float32_are_not_finite_in_any_mode(device, large, each_mode):
+    """Fixed point has no infinity: it had made some number of such products."""
+    value, shapes, locations, weights = arguments(dtype=torch.float32, device=device)
+    with torch.no_grad():
+        weights[:, 0] = 1e20
+    output = ms_deform_attn(value, shapes, locations, weights)
+    grad = torch.full_like(output, large)
+    (actual,) = torch.autograd.grad(output, value, grad)
+    output = ms_deform_attn_reference(value, shapes, locations, weights)
+    (expected,) = torch.autograd.grad(output, value, grad)
+    assert not expected.isfinite().all()
+    assert not actual[~expected.isfinite()].isfinite().any()
 
 
 @pytest.mark.parametrize("device", DEVICES)
