@@ -22,7 +22,7 @@ from comer_d2.d2.cli import main
 from comer_d2.d2.engine import run as run_module
 from comer_d2.d2.engine.config import TRAIN_DEFAULTS, load_config
 from comer_d2.d2.engine.progress import EVALUATED
-from tests.d2.runs import ROOT, TINY, read_metrics, start_train_net
+from tests.d2.runs import LIMIT, ROOT, TINY, read_metrics, start_train_net
 
 MEASURED = ("time", "data_time", "eta_seconds", "images_per_second", "max_mem_mb", EVALUATED)
 
@@ -215,13 +215,12 @@ def test_mixed_precision_clipping_and_accumulation_train_a_detector(
 def test_several_processes_train_and_evaluate_like_one(
     tiny_coco: Path, tmp_path: Path, config: str
 ) -> None:
-    for processes in ("1", "2"):
-        output = f"train.output_dir={tmp_path / processes}"
-        arguments = ["--config-file", str(ROOT / "tests/d2" / config), output]
-        arguments += ["--num-gpus", processes]
-        process = start_train_net(*arguments)
-        printed, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, printed
+    arguments = ["--config-file", str(ROOT / "tests/d2" / config)]
+    output = f"train.output_dir={tmp_path / '2'}"
+    process = start_train_net(*arguments, output, "--num-gpus", "2")
+    assert main([*arguments, f"train.output_dir={tmp_path / '1'}"]) == 0  # meanwhile
+    printed, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, printed
     one, two = (losses(tmp_path / processes) for processes in ("1", "2"))
     assert len(one) == len(two) == 4
     for a, b in zip(one, two):
@@ -247,7 +246,7 @@ def test_processes_of_torchrun_hold_the_same_weights(
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT,
     )
     assert "weights agree among 2; checked [1, 0] times" in done.stdout, done.stdout + done.stderr
     state = torch.load(tmp_path / "output" / "model_final.pth")
@@ -274,7 +273,7 @@ def test_a_signal_leaves_a_checkpoint_that_resumes(
         if "iter: 2/" in line:
             # To the whole session, as a terminal and a batch system do.
             os.killpg(process.pid, signum)
-    assert process.wait(timeout=60) == exit_code, "".join(printed)
+    assert process.wait(timeout=LIMIT) == exit_code, "".join(printed)
     assert "Traceback" not in "".join(printed)
     name = (output / "last_checkpoint").read_text()
     done = torch.load(output / name)["iteration"] + 1
@@ -503,7 +502,7 @@ def test_without_a_data_set_it_says_what_is_missing(tmp_path: Path) -> None:
     process = start_train_net(
         "--config-file", config, "--eval-only", DETECTRON2_DATASETS=str(tmp_path)
     )
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 2
     assert "data set 'coco_2017_val' is missing" in printed
     assert f"{tmp_path}/coco/annotations/instances_val2017.json does not exist" in printed
