@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,14 @@ from comer_d2.d2.data.random_state import (
 from tests.d2.runs import LIMIT, ROOT
 
 SAMPLES = [{"id": i, "width": 10, "height": 20 if i % 3 == 0 else 5} for i in range(10)]
+
+
+@pytest.fixture
+def _workers_end_soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After an error PyTorch waits five seconds for every worker before it ends it."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    yield
+    gc.collect()  # of the error's stack, which keeps them
 
 
 def draw(sample: dict[str, Any]) -> tuple[int, float, float, float]:
@@ -115,12 +125,14 @@ def spoilt(sample: dict[str, Any]) -> Any:
     return draw(sample)
 
 
+@pytest.mark.usefixtures("_workers_end_soon")
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_bad_image_is_an_error_that_names_it(num_workers: int) -> None:
     with pytest.raises(BadImage, match=r"[25]\.jpg: the image cannot be read"):
         take(make_loader(mapper=spoilt, num_workers=num_workers), 20)
 
 
+@pytest.mark.usefixtures("_workers_end_soon")
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_bad_images_are_skipped_and_listed_up_to_a_limit(
     num_workers: int, capfd: pytest.CaptureFixture
@@ -144,9 +156,11 @@ def test_bad_images_are_skipped_and_listed_up_to_a_limit(
 # The grace is longer than anything takes here: a worker that waits for it hangs, and none goes by itself.
 LOADS = """
 import logging, os, signal, sys, time
+import torch.utils.data
 from comer_d2.d2.data import loader
 from comer_d2.d2.data.loader import build_train_loader
 loader.GRACE = 1e6
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2
 def fails(sample):
     if sample["id"] == 5:
         raise ValueError("image 5")
