@@ -114,9 +114,10 @@ def test_with_checkpointing_and_autocast_in_distributed_data_parallel(tmp_path: 
 def test_one_graph_of_the_whole_network_is_for_all_sizes() -> None:
     graphs, net = Graphs(), tiny()
     net.compile(backend=graphs.backend, fullgraph=True, dynamic=True)
-    for size in SIZES:
+    # First a size whose sides are no other numbers of the network: more than one graph is for others.
+    for size in [(96, 160), *SIZES]:
         step(net, torch.randn(2, 3, *size))
-    assert graphs.count <= 3
+    assert graphs.count <= 2
 
 
 @pytest.mark.slow
