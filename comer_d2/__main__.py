@@ -1,6 +1,7 @@
 """comer-d2: one command for what is done with models and data."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -66,7 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:  # Detectron2, or an optional package: it says what to do
         print(f"comer-d2 {name}: error: {error}", file=sys.stderr)
         return 2
-    return command.main(arguments[words:], f"comer-d2 {name}")
+    try:
+        code = command.main(arguments[words:], f"comer-d2 {name}")
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of `comer-d2 info | head -3`
+        # What is left in the buffer would fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 import warnings
@@ -20,7 +19,6 @@ for _message in (
     "__array__ implementation",
 ):
     warnings.filterwarnings("ignore", message=_message)
-logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 import torch
 from omegaconf import DictConfig
@@ -130,6 +128,8 @@ def run_tool(main: Callable[[], int | None], program: str | None = None) -> int:
         return main() or 0
     except UserError as error:
         return report(error, program)
+    except BrokenPipeError:  # whoever read the output has gone: comer_d2.__main__ ends quietly
+        raise
     except OSError as error:  # a folder that is a file or read-only, a full disk, a port in use
         if os.environ.get("COMER_D2_TRACEBACK"):
             raise

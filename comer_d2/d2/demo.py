@@ -73,7 +73,12 @@ def build_demo(model: Predictor, title: str, examples: Sequence[Path] = ()) -> g
                 # The file as it is: gradio's own conversion makes 16 bits white.
                 image = gradio.Image(type="filepath", image_mode=None, label="Image")
                 threshold = gradio.Slider(
-                    0, 1, DEFAULT_THRESHOLD, step=0.01, label="Lowest score of an object"
+                    0,
+                    1,
+                    DEFAULT_THRESHOLD,
+                    step=0.01,
+                    label="Lowest score of an object",
+                    visible=tasks != ("semantic",),
                 )
                 task = gradio.Radio(
                     tasks, value=tasks[0], label="What to draw", visible=len(tasks) > 1
@@ -117,7 +122,11 @@ def table_of(result: Result, task: str) -> list[list[Any]]:
         return [[names[labels[i]], None, int(pixels[i])] for i in order]
     if task == "panoptic":
         found = [
-            [names[s["category_id"]], s.get("score"), int((result.segments == s["id"]).sum())]
+            [
+                names[s["category_id"]],
+                round(s["score"], 3),
+                int((result.segments == s["id"]).sum()),
+            ]
             for s in result.segments_info
         ]
         return sorted(found, key=lambda row: -row[2])

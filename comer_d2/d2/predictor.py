@@ -146,7 +146,8 @@ class Predictor:
         Args:
             images: paths, Pillow images, arrays or tensors, as :func:`.image_input.as_rgb` takes them.
             threshold: objects below this score are left out, 0 to 1; or class name -> threshold, with
-                0.5 for the others. (The model itself has left out what its config's thresholds say.)
+                0.5 for the others. Of panoptic segments it is the things that have to reach it. (The
+                model itself has left out what its config's thresholds say.)
             batch_size: images of one size that are predicted together.
 
         Returns:
@@ -184,8 +185,8 @@ class Predictor:
             UserError: as of a call.
         """
         thresholds = thresholds_of(threshold, self.class_names)
-        if batch_size < 1:
-            raise UserError(f"batch_size={batch_size} must be at least 1")
+        if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+            raise UserError(f"batch_size={batch_size!r}: a whole number, at least 1")
         return self._stream(images, thresholds, batch_size, on_error)
 
     def _stream(
@@ -206,10 +207,13 @@ class Predictor:
                     raise
                 on_error(image, error)
                 continue
-            if batch and (len(batch) == batch_size or tensor.shape != batch[0][2].shape):
+            if batch and tensor.shape != batch[0][2].shape:
                 yield from self._predict(batch, thresholds)
                 batch = []
             batch.append((rgb, name, tensor))
+            if len(batch) == batch_size:  # before the next is waited for: it may be a camera's
+                yield from self._predict(batch, thresholds)
+                batch = []
         if batch:
             yield from self._predict(batch, thresholds)
 
@@ -279,8 +283,13 @@ class Predictor:
         if "sem_seg" in output:
             fields["label_map"] = output["sem_seg"].argmax(dim=0).cpu().numpy()
         if "panoptic_seg" in output:
-            segments, fields["segments_info"] = output["panoptic_seg"]
-            fields["segments"] = segments.cpu().numpy()
+            segments, info = output["panoptic_seg"]
+            low = [
+                s["id"] for s in info if s["isthing"] and s["score"] < thresholds[s["category_id"]]
+            ]
+            fields["segments_info"] = [s for s in info if s["id"] not in low]
+            segments = segments.cpu().numpy()
+            fields["segments"] = np.where(np.isin(segments, low), 0, segments) if low else segments
         return Result(
             image,
             self.class_names,
@@ -339,7 +348,10 @@ def find_checkpoint(source: str | os.PathLike) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"'{path}' does not exist: give a run's folder or a checkpoint")
+        hub = (
+            f", or {HUB}{name} for the hub's" if name.count("/") == 1 and path.suffix == "" else ""
+        )
+        raise UserError(f"'{path}' does not exist: give a run's folder or a checkpoint{hub}")
     for name in CHECKPOINTS:
         if (path / name).is_file():
             return path / name

@@ -96,8 +96,10 @@ class Result:
             A picture of (w * scale, h * scale) pixels.
 
         Raises:
-            UserError: the model does not predict `task`.
+            UserError: the model does not predict `task`, or the scale is no enlargement.
         """
+        if not 0 < scale < float("inf"):
+            raise UserError(f"scale={scale}: more than 0")
         task = task or self.task
         pale = {"stuff_classes": tuple(self.stuff_classes), "scale": scale}
         if task == "panoptic" and self.segments is not None:

@@ -1,5 +1,6 @@
 """Frames of a video or a camera, and a video of frames."""
 
+import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +12,10 @@ from .errors import UserError
 
 VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 CAMERA = "/dev/video"  # Video4Linux
+DEFAULT_RATE = Fraction(25)  # frames a second, of a video that does not say
+MISSED = (
+    0.3  # seconds at the end of a video that are cut off, and not how long its last frame stays
+)
 
 
 class BadVideo(UserError):
@@ -31,7 +36,7 @@ def frame_count(path: str | Path) -> int:
 def frame_rate(path: str | Path) -> Fraction:
     """Frames a second."""
     with _open(path) as container:
-        return container.streams.video[0].average_rate or Fraction(25)
+        return container.streams.video[0].average_rate or DEFAULT_RATE
 
 
 def read_frames(path: str | Path) -> Iterator[np.ndarray]:
@@ -44,16 +49,21 @@ def read_frames(path: str | Path) -> Iterator[np.ndarray]:
         (h, w, 3) uint8, RGB.
 
     Raises:
-        BadVideo: the file is no video, or damaged.
+        BadVideo: the file is no video, damaged, or cut short; the last, after its frames.
         UserError: PyAV is missing.
     """
     av = _av()
     with _open(path) as container:
+        rate, end = container.streams.video[0].average_rate or DEFAULT_RATE, 0.0
         try:
-            for frame in container.decode(video=0):
+            for count, frame in enumerate(container.decode(video=0), 1):
+                end = max(end, float(count / rate) if frame.time is None else frame.time + 1 / rate)
                 yield frame.to_ndarray(format="rgb24")
         except av.FFmpegError as error:
             raise BadVideo(f"video '{path}' cannot be read: {error}") from error
+        length = _length(container)
+        if length - end > MISSED:
+            raise BadVideo(f"video '{path}' is cut short: {end:.1f} s of {length:.1f} s are there")
 
 
 def write_frames(path: str | Path, frames: Iterable[np.ndarray], rate: Fraction) -> int:
@@ -91,6 +101,21 @@ def write_frames(path: str | Path, frames: Iterable[np.ndarray], rate: Fraction)
     finally:
         part.unlink(missing_ok=True)
     return count
+
+
+def _length(container) -> float:
+    """Seconds that a video says it lasts, in formats whose missing end FFmpeg takes for their end; else 0."""
+    (stream,) = container.streams.video[:1]
+    if container.format.name == "avi":  # FFmpeg adapts the duration to the file
+        return float(stream.frames / (stream.average_rate or DEFAULT_RATE))
+    if "matroska" not in container.format.name:
+        return 0.0
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+    if tag:
+        hours, minutes, seconds = map(float, tag.groups())
+        return 3600 * hours + 60 * minutes + seconds
+    # Of the whole file: other streams may be longer.
+    return (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0.0
 
 
 def _open(path: str | Path):

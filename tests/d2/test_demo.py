@@ -53,6 +53,8 @@ def test_tables_of_every_task(tmp_path: Path) -> None:
     for task in model.tasks:
         rows = table_of(result, task)
         assert json.dumps(rows)
+        scores = [score for _, score, _ in rows if score is not None]
+        assert scores == [round(score, 3) for score in scores]
         names = {name for name, _, _ in rows}
         assert names <= set(model.class_names)
     assert sum(pixels for _, _, pixels in table_of(result, "semantic")) == 128 * 128

@@ -181,6 +181,8 @@ def test_a_list_in_batches_gives_what_single_images_give(
         assert len(result) == len(single)
         np.testing.assert_allclose(result.scores, single.scores, atol=1e-5)
     assert predictor([]) == []
+    with pytest.raises(UserError, match=r"batch_size=1.5: a whole number"):
+        predictor(files, batch_size=1.5)
 
 
 def test_thresholds(predictor: Predictor, photo: Path) -> None:
@@ -283,6 +285,8 @@ def test_what_load_needs(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "run" / "model_final.pth", tmp_path / "model_0000099.pth")
     with pytest.raises(UserError, match=r"holds none of model_best.*name one of model_0000099"):
         load(tmp_path)
+    with pytest.raises(UserError, match=r"'user/screws' does not exist.* or hf:user/screws"):
+        load("user/screws")
     with pytest.raises(UserError, match=r"no config.yaml beside .*model_0000099"):
         load(tmp_path / "model_0000099.pth")
     weights = torch.load(tmp_path / "model_0000099.pth", weights_only=True)["model"]
@@ -298,7 +302,7 @@ def test_semantic_and_panoptic_models(
 ) -> None:
     model = load(write_run(tmp_path / "run", folder, kind))
     photo = folder / "digits-panoptic" / "val" / "00001.png"
-    result = model(photo)
+    result = model(photo, **EVERYTHING)
     assert result.task == task
     assert result.label_map.shape == (128, 128) and result.label_map.max() < 11
     page = model.class_names.index("page")
@@ -307,6 +311,13 @@ def test_semantic_and_panoptic_models(
         ids = [segment["id"] for segment in result.segments_info]
         assert len(result) == len(ids) > 0
         assert set(np.unique(result.segments)) - {0} == set(ids)
+        # Things have to reach the threshold, stuff does not.
+        best = max(s["score"] for s in result.segments_info if s["isthing"])
+        few = model(photo, threshold=best)
+        left = [s for s in result.segments_info if not s["isthing"] or s["score"] >= best]
+        assert few.segments_info == left and len(left) < len(ids)
+        kept = np.isin(result.segments, [segment["id"] for segment in left])
+        np.testing.assert_array_equal(few.segments, np.where(kept, result.segments, 0))
     else:
         assert result.boxes is None
         with pytest.raises(UserError, match="no objects"):
@@ -377,3 +388,22 @@ def test_a_thin_image_does_not_end_the_batch(
     results = predictor.stream([thin, photo], on_error=lambda image, error: left_out.append(error))
     assert [result.file_name for result in results] == [str(photo)]
     assert len(left_out) == 1
+
+
+def test_a_frame_is_predicted_before_the_next_is_waited_for(
+    predictor: Predictor, photo: Path
+) -> None:
+    asked: list[int] = []
+
+    def camera():
+        for number in range(2):
+            asked.append(number)
+            yield photo
+        raise UserError("the camera has gone")
+
+    results = predictor.stream(camera())
+    next(results)
+    assert asked == [0]
+    next(results)  # the last one that was taken is not lost
+    with pytest.raises(UserError, match="has gone"):
+        next(results)

@@ -111,3 +111,19 @@ def test_what_was_drawn_is_kept(film: Path, tmp_path: Path, end: BaseException) 
     assert draw_video(Model(), str(film), target, 0.5, skip) == 4
     assert skipped == ([end] if isinstance(end, BadVideo) else [])
     assert len(list(read_frames(target))) == 4
+
+
+@pytest.mark.parametrize("ending", ["mkv", "avi"])
+def test_a_video_that_is_cut_short_is_said_after_its_frames(tmp_path: Path, ending: str) -> None:
+    """FFmpeg takes the end of such a file for the end of the film."""
+    random = np.random.default_rng(0)
+    path = tmp_path / f"film.{ending}"
+    frames = [random.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(20)]
+    write_frames(path, frames, Fraction(10))
+    assert len(list(read_frames(path))) == 20
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    seen = []
+    with pytest.raises(BadVideo, match=r"is cut short: (0\.\d|1\.[0-4]) s of 2\.0 s are there"):
+        for frame in read_frames(path):
+            seen.append(frame)
+    assert 5 <= len(seen) <= 14

@@ -1,7 +1,7 @@
 """comer-d2 compare: a sheet of ground truth beside prediction."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from ..comparison import compare
 from ..data.custom import resolve_dataset
 from ..engine.checks import dataset_names
 from ..errors import UserError
+from ..predictor import Threshold
 from ..results import TASKS
 from ..visualization.sheet import picture_kind, picture_sheet, save_picture
 from .model import add_model_arguments, model_of, threshold_of
@@ -58,17 +59,21 @@ def draw_sheet(args: argparse.Namespace) -> None:
     names = dataset_names(model.cfg, "test")
     if not names:
         raise UserError("the config's dataloader.test.dataset has no names")
-    pairs = compare(
-        model,
-        names[0],
-        count=args.count,
-        task=args.task,
-        threshold=threshold_of(args, model),
-    )
+    threshold = threshold_of(args, model)
+    pairs = compare(model, names[0], count=args.count, task=args.task, threshold=threshold)
+    scores = "" if (args.task or model.tasks[0]) == "semantic" else f"; {described(threshold)}"
     sheet = picture_sheet(
         pairs,
         title=args.title or str(args.model),
-        subtitle=f"first {len(pairs)} images of {names[0]}; score at least {args.threshold:g}",
+        subtitle=f"first {len(pairs)} images of {names[0]}{scores}",
         columns=args.columns,
     )
     print(f"Picture sheet: {save_picture(sheet, Path(args.output))}")
+
+
+def described(threshold: Threshold) -> str:
+    """What a sheet says of the scores that are drawn."""
+    if not isinstance(threshold, Mapping):
+        return f"score at least {threshold:g}"
+    lowest, highest = min(threshold.values()), max(threshold.values())
+    return f"score at least {lowest:g} to {highest:g}, by class"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from ..cli import add_allow_target
+from ..cli import add_allow_target, refuse_unused
 from ..data.images import IMAGE_ENDINGS
 from ..errors import UserError
 from ..predictor import DEFAULT_THRESHOLD, DTYPES, Predictor, Threshold, load, thresholds_of
@@ -57,8 +57,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, thresholds: bool = T
     group.add_argument(
         "--threshold",
         type=float,
-        default=DEFAULT_THRESHOLD,
-        help="lowest score of an object, 0 to 1 (%(default)s)",
+        help=f"lowest score of an object, 0 to 1 ({DEFAULT_THRESHOLD})",
     )
     group.add_argument(
         "--class-threshold",
@@ -85,6 +84,9 @@ def model_of(args: argparse.Namespace) -> Predictor:
 
 def threshold_of(args: argparse.Namespace, model: Predictor) -> Threshold:
     """The thresholds that a command line asks for."""
+    if model.tasks == ("semantic",):
+        unused = "models that find objects, not for those of a label map alone"
+        refuse_unused(args, dict.fromkeys(("threshold", "class_threshold"), unused))
     given = {}
     for entry in args.class_threshold:
         name, _, value = entry.rpartition("=")
@@ -92,9 +94,8 @@ def threshold_of(args: argparse.Namespace, model: Predictor) -> Threshold:
             given[name] = float(value)
         except ValueError as error:
             raise UserError(f"--class-threshold {entry}: a class and a number, such as {model.class_names[0]}=0.3") from error  # fmt: skip
-    threshold = (
-        dict.fromkeys(model.class_names, args.threshold) | given if given else args.threshold
-    )
+    lowest = DEFAULT_THRESHOLD if args.threshold is None else args.threshold
+    threshold = dict.fromkeys(model.class_names, lowest) | given if given else lowest
     thresholds_of(threshold, model.class_names)  # before anything is written
     return threshold
 

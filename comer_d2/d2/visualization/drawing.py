@@ -5,16 +5,18 @@ sizes text and lines for large photographs.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from .fonts import font_for
 
 # Distinct on light and on dark pages; a class keeps its colour in every picture.
 COLORS = (
@@ -183,26 +185,28 @@ def _write_labels(
     colors: Sequence[Color],
 ) -> Tensor:
     """Write labels above places, moved inside where they would leave the picture."""
-    font = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
     size = max(13, round(max(picture.shape[1:]) / 55))
-    measure = ImageFont.truetype(font, size)
-    corners = []
-    for (x, y), text in zip(places, texts, strict=True):
-        _, _, width, height = measure.getbbox(text)
+    labels = []
+    for (x, y), text, color in zip(places, texts, colors, strict=True):
+        font = font_for([text])
+        _, _, width, height = ImageFont.truetype(font, size).getbbox(text)
         x = max(0, min(x, picture.shape[2] - width - 3))
         y = max(0, min(y - height - 3, picture.shape[1] - height - 3))
-        corners.append([x, y, x, y])
-    return draw_bounding_boxes(
-        picture,
-        torch.tensor(corners[::-1]),
-        labels=list(texts[::-1]),
-        colors=list(colors[::-1]),
-        label_colors="white",
-        fill_labels=True,
-        width=0,
-        font=font,
-        font_size=size,
-    )
+        labels.append((font, [x, y, x, y], text, color))
+    for font, group in groupby(reversed(labels), key=itemgetter(0)):
+        _, corners, shown, fills = zip(*group, strict=True)
+        picture = draw_bounding_boxes(
+            picture,
+            torch.tensor(corners),
+            labels=list(shown),
+            colors=list(fills),
+            label_colors="white",
+            fill_labels=True,
+            width=0,
+            font=font,
+            font_size=size,
+        )
+    return picture
 
 
 def _top_left(mask: np.ndarray) -> tuple[int, int]:

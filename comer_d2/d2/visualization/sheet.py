@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ...weights.files import write_atomically
 from ..errors import UserError
+from .fonts import font_for
 
 SHEET_COLOR = (255, 255, 255)
 TEXT_COLOR = (30, 34, 40)
@@ -52,8 +53,9 @@ def picture_sheet(
         SHEET_COLOR,
     )
     draw = ImageDraw.Draw(sheet)
-    draw.text((margin, 18), title, fill=TEXT_COLOR, font=ImageFont.load_default(26))
-    draw.text((margin, 54), subtitle, fill=SOFT_TEXT_COLOR, font=ImageFont.load_default(16))
+    font = font_for([title, subtitle, *headings])
+    draw.text((margin, 18), title, fill=TEXT_COLOR, font=ImageFont.truetype(font, 24))
+    draw.text((margin, 54), subtitle, fill=SOFT_TEXT_COLOR, font=ImageFont.truetype(font, 15))
     for column in range(columns):
         left = margin + column * group_step
         for number, text in enumerate(headings):
@@ -61,7 +63,7 @@ def picture_sheet(
                 (left + number * step + width / 2, header + heading / 2),
                 text,
                 TEXT_COLOR,
-                ImageFont.load_default(16),
+                ImageFont.truetype(font, 15),
                 anchor="mm",
             )
         draw.line((left, header + 1, left + group_width, header + 1), fill=LINE_COLOR)

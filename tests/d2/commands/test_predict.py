@@ -229,5 +229,7 @@ def test_patterns_csv_and_yolo(folder: Path, tmp_path: Path, capsys: pytest.Capt
         assert float(line[5]) == pytest.approx(entry["score"], abs=1e-4)
     assert predict(folder / "semantic", tmp_path / "no", pattern, "--csv") == 2
     assert "finds no objects" in capsys.readouterr().err
+    assert predict(folder / "semantic", tmp_path / "no", pattern, "--threshold", "0.3") == 2
+    assert "--threshold is for models that find objects" in capsys.readouterr().err
     assert predict(folder / "detector", tmp_path / "no", "nothing*.png") == 2
     assert "'nothing*.png' fits no file" in capsys.readouterr().err

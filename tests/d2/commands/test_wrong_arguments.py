@@ -1,6 +1,8 @@
 """Arguments and files of a run that are wrong: one error, before anything is computed."""
 
 import json
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +22,12 @@ from comer_d2.d2.export.hub import push
 from comer_d2.d2.report.build import write_report
 from comer_d2.d2.report.curves import read_series
 from comer_d2.d2.visualization.sheet import save_picture
+from tests.d2.runs import ROOT
 
 
 @pytest.mark.parametrize("entry", ["cat", "cat=", "cat=high"])
 def test_class_thresholds_without_a_number(entry: str) -> None:
-    model: Any = SimpleNamespace(class_names=["cat", "dog"])
+    model: Any = SimpleNamespace(class_names=["cat", "dog"], tasks=("instance",))
     with pytest.raises(UserError, match=f"--class-threshold {entry}: .* cat=0.3"):
         threshold_of(Namespace(class_threshold=[entry], threshold=0.5), model)
 
@@ -90,3 +93,20 @@ def test_push_without_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
     with pytest.raises(UserError, match="me/digits: no connection"):
         push(tmp_path, "me/digits")
+
+
+def test_a_reader_that_leaves_ends_a_command_quietly() -> None:
+    """As in `comer-d2 info | head -3`."""
+    code = """
+import sys, types
+from comer_d2 import __main__ as comer_d2
+sys.modules["long"] = types.SimpleNamespace(main=lambda argv, name: print("line\\n" * 10**6))
+comer_d2.COMMANDS["long"] = ("long", "")
+sys.exit(comer_d2.main(["long"]))
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, cwd=ROOT, text=True) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1

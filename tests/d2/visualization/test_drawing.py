@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from comer_d2.d2.visualization import fonts
 from comer_d2.d2.visualization.drawing import (
     COLORS,
     STUFF_COLORS,
@@ -60,6 +61,25 @@ def test_labels_stay_inside_the_picture() -> None:
     filled = (pixels == COLORS[0]).all(-1)
     assert filled[:, 199].sum() < 30  # not cut off at the right: its end is inside
     assert filled[5, 100:180].mean() > 0.3
+
+
+def test_letters_that_the_usual_font_lacks_come_from_another(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = np.full((60, 200, 3), 255, np.uint8)
+    box = np.array([[20.0, 30.0, 180.0, 55.0]])
+    assert fonts.font_for(["cat 90%", "chat à queue"]) == fonts.DEFAULT
+    ringed = "\N{CIRCLED LATIN CAPITAL LETTER A}\ufe0e"  # of matplotlib's STIX; and a selector
+    assert "STIX" in fonts.font_for([ringed])
+    drawn = draw_instances(image, box, np.array([0]), [ringed])
+    monkeypatch.setattr("comer_d2.d2.visualization.drawing.font_for", lambda texts: fonts.DEFAULT)
+    assert np.asarray(drawn).tolist() != np.asarray(draw_instances(image, box, np.array([0]), [ringed])).tolist()  # fmt: skip
+    assert not caplog.messages
+    # Of no script: a box, which the log says once.
+    nobody = "\U000f1234"
+    for _ in range(2):
+        assert fonts.font_for([f"cat {nobody}"]) == fonts.DEFAULT
+    assert len(caplog.messages) == 1 and f"has {nobody}: boxes are drawn" in caplog.text
 
 
 def test_segments_and_label_maps() -> None:
