@@ -186,7 +186,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["comer_d2", "comer_d2.*"]),
-    package_data={"comer_d2": ["py.typed"], "comer_d2.d2.report": ["page.html"]},
+    package_data={"comer_d2": ["py.typed"], "comer_d2.d2.report": ["*.html"]},
     # COMER_D2_SKIP_BUILD=1: without the operator, where there is no compiler.
     ext_modules=[]
     if os.environ.get("COMER_D2_SKIP_BUILD") == "1"

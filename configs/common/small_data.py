@@ -13,7 +13,7 @@ lr_multiplier = L(WarmupParamScheduler)(
 
 
 def small_data(dataloader, optimizer, train, output_dir, lr=1e-4, epochs=40):
-    """Batches of 4, evaluated ten times.
+    """Batches of 4, evaluated ten times, an epoch apart at least.
 
     `lr` is for a batch of 16, as the published recipes state it: 1e-4 becomes 5e-5 for one of 4.
     """

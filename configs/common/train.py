@@ -9,8 +9,8 @@ from detectron2 import model_zoo
 train = model_zoo.get_config("common/train.py").train
 
 # Length of the run in passes over the training images: then max_iter follows from their number and the
-# batch, eval_period and checkpointer.period keep their shares of it, and a warm-up of so many
-# iterations is at most a twentieth of it. null: max_iter counts. Of the two, the command line's counts;
+# batch, eval_period and checkpointer.period keep their shares of it (but evaluations are an epoch apart at
+# least), and a warm-up of so many iterations is at most a twentieth of it. null: max_iter counts. Of the two, the command line's counts;
 # there, only one may be given.
 train.epochs = None
 

@@ -1,8 +1,8 @@
 """Runs train_net.py's main under torchrun, then compares the processes' weights. Not a test itself.
 
 Prints "weights agree" in the first process when all trained parameters, and their moving average where
-there is one, are the same, bit for bit, in every process, and differ from their initial values; and how
-often each process checked the data.
+there is one, are the same, bit for bit, in every process, and differ from their initial values, and when the
+buffers of what was evaluated are the same; and how often each process checked the data.
 """
 
 import sys
@@ -47,6 +47,11 @@ for model in [trainers[0].bare_model, *(average.model for average in averages if
     dist.all_gather(all_weights, own)
     assert all(torch.equal(other, own) for other in all_weights)
     assert not torch.equal(own, _initial[0])
+evaluated = averages[0].model if averages[0] else trainers[0].bare_model
+own = torch.cat([buffer.double().flatten() for buffer in evaluated.buffers()])
+all_buffers = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+dist.all_gather(all_buffers, own)
+assert all(torch.equal(other, own) for other in all_buffers), "buffers differ"
 counts = [None] * dist.get_world_size()
 dist.all_gather_object(counts, len(_checked))
 if dist.get_rank() == 0:

@@ -15,7 +15,7 @@ from comer_d2.d2.cli import main
 from comer_d2.d2.engine.best_model import BestModel
 from comer_d2.d2.engine.checkpoint import CheckpointFolder
 from comer_d2.d2.engine.config import load_config
-from comer_d2.d2.engine.hooks import Evaluation
+from comer_d2.d2.engine.hooks import Evaluation, Reports
 from comer_d2.d2.predictor import Predictor
 from tests.d2.runs import TINY, read_metrics
 
@@ -107,6 +107,21 @@ def test_a_run_without_a_best_model_has_a_report_at_its_end(tmp_path: Path) -> N
         evaluation.trainer.iter = 1
         evaluation.after_step()
     assert evaluation.report_due
+
+
+def test_the_curves_of_a_report_go_on_to_the_end_of_the_run() -> None:
+    done: list[str] = []
+    evaluation = SimpleNamespace(report_due=True)
+    reports = Reports(evaluation, lambda: done.append("write"), lambda: done.append("update"))
+    reports.after_step()
+    reports.after_train()
+    assert done == ["write"]  # of the last step
+    reports.after_step()
+    reports.after_train()
+    assert done == ["write", "update"]  # another step, and no better model
+    evaluation.report_due = True
+    reports.after_train()
+    assert done == ["write", "update", "write"]  # of an evaluation without a step
 
 
 def test_pictures_of_predictions_are_logged(tiny_coco: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from ..cli import command_parser, refuse_unused, run_tool
 from ..data.formats.coco import check_objects, read_coco_file, write_coco
 from ..data.formats.labelme import read_labelme, write_labelme
 from ..data.formats.masks import read_instance_masks, write_label_maps
+from ..data.formats.panoptic import write_panoptic
 from ..data.formats.split import FormatError, Split
 from ..data.formats.via import read_via
 from ..data.formats.voc import read_voc, write_voc
@@ -27,7 +28,8 @@ examples:
   comer-d2 data convert via_region_data.json converted/ --from via --images photos/ --class balloon
   comer-d2 data convert masks/ converted/ --from instance-masks --images photos/ --class cell
   comer-d2 data convert masks/ converted/ --from color-masks --images photos/ --colors labelmap.txt
-  comer-d2 data convert train.json converted/ --from coco --images train/ --to yolo"""
+  comer-d2 data convert train.json converted/ --from coco --images train/ --to yolo
+  comer-d2 data convert train.json converted/ --from coco --images train/ --to panoptic --background wall"""
 
 # What the annotations are in -> the options that it needs or can have.
 FROM = {
@@ -44,6 +46,7 @@ TO: dict[str, Callable[..., list[str]]] = {
     "yolo": write_yolo,
     "voc": write_voc,
     "labelme": write_labelme,
+    "panoptic": write_panoptic,
 }
 
 
@@ -71,13 +74,18 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument("--class", dest="class", nargs="+", default=[], metavar="NAME", help="the class (via, instance-masks), or classes 1, 2, ... of values class * 1000 + number")  # fmt: skip
     parser.add_argument("--attribute", help="region attribute that holds the class (via)")
     parser.add_argument("--colors", type=Path, help="lines of a name and r g b (color-masks)")
+    parser.add_argument(
+        "--background",
+        metavar="NAME",
+        help="the class of all that is no object (to panoptic; background)",
+    )
     parser.add_argument("--boxes", action="store_true", help="write boxes only, no masks")
     return run_tool(partial(convert, parser.parse_args(argv)), prog)
 
 
 def convert(args: argparse.Namespace) -> None:
     """Convert what a command line names."""
-    refuse_unused(args, _unused(args.source_format))
+    refuse_unused(args, _unused(args.source_format, args.to))
     with new_folder(args.output) as folder:
         if args.source_format == "color-masks":
             images, colors = _needed(args, "images"), _needed(args, "colors")
@@ -94,7 +102,10 @@ def convert(args: argparse.Namespace) -> None:
         else:
             splits = read(args)
             tell(splits)
-            lines = TO[args.to or "coco"](splits, folder, boxes=args.boxes)
+            write = TO[args.to or "coco"]
+            if args.to == "panoptic":
+                write = partial(write, background=args.background or "background")
+            lines = write(splits, folder, boxes=args.boxes)
             lines += use_of(splits, args)
     print("\n".join(lines))
 
@@ -112,29 +123,34 @@ def tell(splits: Sequence[Split]) -> None:
 
 def use_of(splits: Sequence[Split], args: argparse.Namespace) -> list[str]:
     """What to do with what was written."""
-    if args.to not in (None, "coco"):
+    if args.to not in (None, "coco", "panoptic"):
         return [f"written: {args.output}"]
     lines = []
     for split in splits:
         path = args.output / f"{split.name}.json"
         if split.name in SPLITS:
             key = f"dataset.{split.name}"
-            lines.append(typed_overrides({f"{key}_json": path, f"{key}_images": split.images}))
+            paths = {f"{key}_json": path, f"{key}_images": split.images}
+            if args.to == "panoptic":
+                paths[f"{key}_masks"] = args.output / split.name
+            lines.append(typed_overrides(paths))
         else:
             lines.append(f"written: {path}")
-    if len(splits) == 1:
+    if len(splits) == 1 and args.to != "panoptic":
         split = shlex.join(["comer-d2", "data", "split", str(path), "--images", str(splits[0].images)])  # fmt: skip
         lines.append(f"in two parts: {split} PLACE")
     return lines
 
 
-def _unused(source_format: str) -> dict[str, str]:
-    """The options that mean nothing for a format."""
+def _unused(source_format: str, to: str | None) -> dict[str, str]:
+    """The options that mean nothing for two formats."""
     options = {option for taken in FROM.values() for option in taken} - set(FROM[source_format])
     unused = {
         option: ", ".join(name for name, taken in FROM.items() if option in taken)
         for option in options
     }
+    if to != "panoptic":
+        unused["background"] = "--to panoptic"
     if source_format == "color-masks":
         unused |= dict.fromkeys(("to", "boxes"), "objects, and colours become label maps")
     return unused

@@ -63,7 +63,8 @@ def show(args: argparse.Namespace) -> None:
         print(f"{name:<40}{before}{value:14.6g}")
     print(f"\n{'gradient norm':<40}{'recorded':>14}{'replayed':>14}")
     for name, value in result.grad_norms.items():
-        print(f"{name:<40}{record['grad_norms'].get(name, float('nan')):14.6g}{value:14.6g}")
+        norm = record["grad_norms"].get(name)
+        print(f"{name:<40}{'' if norm is None else f'{norm:.6g}':>14}{value:14.6g}")
     if result.error:
         print(f"the model gave up: {result.error}")
     print(f"\nfirst module whose output is not finite: {result.first_not_finite or 'none'}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from detectron2.config import LazyConfig
@@ -154,6 +154,22 @@ def settle_device(train: DictConfig) -> bool:
         return False
     train.device = "cpu"
     return True
+
+
+def settle_workers(cfg: DictConfig, given: Collection[str] = ()) -> None:
+    """Take as many loading processes as there are CPUs at most: more are slower, and PyTorch warns of them each time.
+
+    Args:
+        cfg: the config; changed in place. The samples do not depend on it.
+        given: keys of the command line, whose values stay as they are.
+    """
+    usable = hasattr(os, "sched_getaffinity")
+    cpus = len(os.sched_getaffinity(0)) if usable else os.cpu_count() or 1
+    for split in ("train", "test"):
+        key = f"dataloader.{split}.num_workers"
+        asked = OmegaConf.select(cfg, key)
+        if isinstance(asked, int) and asked > cpus and key not in given:
+            OmegaConf.update(cfg, key, cpus)
 
 
 def _check_groups(cfg: DictConfig) -> None:

@@ -54,7 +54,8 @@ def _length(cfg: DictConfig, loader: Any, given: Collection[str]) -> str:
     for key in PERIODS:
         period = OmegaConf.select(train, key)
         if period and f"train.{key}" not in given:
-            OmegaConf.update(train, key, max(1, round(period * train.max_iter / before)))
+            shortest = math.ceil(images / batch) if key == "eval_period" else 1
+            OmegaConf.update(train, key, max(shortest, round(period * train.max_iter / before)))
     warmup = cfg.lr_multiplier.get("warmup_iters")
     if warmup and "lr_multiplier.warmup_iters" not in given:
         cfg.lr_multiplier.warmup_iters = min(warmup, max(1, train.max_iter // MOST_WARMUP))

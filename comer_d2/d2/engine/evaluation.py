@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch.distributed as dist
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import has_event_storage
@@ -70,6 +71,7 @@ def evaluate(
     shown = names and has_event_storage() and SHOW_PICTURES & set(cfg.train.loggers)
     if shown and comm.is_main_process():
         evaluators.append(PredictionPictures(names[0]))
+    share_buffers(model)
     start, predicted = time.perf_counter(), []
     results = inference_on_dataset(
         model,
@@ -95,6 +97,20 @@ def evaluate(
         {"iteration": iteration, "results": _finite(results)},
     )
     return results
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all processes the main process's buffers, which are what checkpoints hold.
+
+    A batch norm that does not synchronise has means and variances of its own in each of them: the processes
+    would evaluate different models, none of them the one that is saved.
+
+    Args:
+        model: the bare model, the same one in all processes.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def _finite(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:

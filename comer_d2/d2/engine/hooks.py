@@ -217,23 +217,32 @@ class Evaluation(HookBase):
 
 
 class Reports(HookBase):
-    """Writes a report on an evaluation of a best model, in the main process.
+    """Writes a report on an evaluation of a best model, in the main process; its curves go on to the run's end.
 
     It comes after what writes metrics.json, so that the report has this evaluation's line.
 
     Args:
         evaluation: says when one is due.
-        report: writes it.
+        write: writes it.
+        update: draws its curves again.
     """
 
-    def __init__(self, evaluation: Evaluation, report: Callable[[], None]) -> None:
+    def __init__(
+        self, evaluation: Evaluation, write: Callable[[], None], update: Callable[[], None]
+    ) -> None:
         self._evaluation = evaluation
-        self._report = report
+        self._write = write
+        self._update = update
+        self._is_current = True
 
     def after_step(self) -> None:
+        self._is_current = self._evaluation.report_due
         if self._evaluation.report_due:
             self._evaluation.report_due = False
-            self._report()
+            self._write()
 
     def after_train(self) -> None:
-        self.after_step()  # of an evaluation before the first step
+        if self._evaluation.report_due:  # of an evaluation before the first step
+            self.after_step()
+        if not self._is_current:
+            self._update()

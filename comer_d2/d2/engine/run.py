@@ -9,11 +9,11 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import LazyConfig
@@ -36,7 +36,7 @@ from .average import WeightAverage
 from .best_model import BestModel
 from .checkpoint import CheckpointFolder, frozen_source, load_checkpoint
 from .checks import build, check_batch_norm, check_classes, check_together, init_checkpoints
-from .config import load_config, settle_device
+from .config import load_config, settle_device, settle_workers
 from .derived import derive, ways_to_shorten
 from .early_stopping import EarlyStopping
 from .evaluation import evaluate
@@ -57,11 +57,23 @@ logger = logging.getLogger(__name__)
 NO_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM}
 
 
+class Reporting(NamedTuple):
+    """What writes a page on a run, in the main process.
+
+    Args:
+        write: after an evaluation of a best model, and after one alone; returns the page.
+        update: at the end of a run, the page's curves; returns it, or None where there is none.
+    """
+
+    write: Callable[[DictConfig], Path]
+    update: Callable[[DictConfig], Path | None]
+
+
 def run(
     args: argparse.Namespace,
     dataset: CheckedDataset | None = None,
     cfg: DictConfig | None = None,
-    report: Callable[[DictConfig], Path] | None = None,
+    report: Reporting | None = None,
 ) -> dict[str, Any]:
     """Train or evaluate as the command line says, in one of the run's processes.
 
@@ -69,8 +81,7 @@ def run(
         args: config_file, opts, eval_only, resume.
         dataset: what `check_ready` returned, in the process that started this one.
         cfg: the config, loaded and checked; None: this process is a new one and loads its own.
-        report: writes a page on an evaluation, in the main process: after one of a best model, and
-            after one alone.
+        report: writes a page; None: there is none.
 
     Returns:
         In the main process the last evaluation's results, task -> metric -> value.
@@ -82,6 +93,7 @@ def run(
         cfg = load_config(args.config_file, args.opts, allow_targets=args.allow_target)
         settle_device(cfg.train)
         register_dataset(cfg, dataset)
+    settle_workers(cfg, override_keys(args.opts))
     folder = cfg.train.output_dir
     main = comm.is_main_process()
     if main:
@@ -91,13 +103,14 @@ def run(
             set_up(cfg, args)
             if main:
                 log_dataset(cfg, dataset)
-            show = partial(try_report, report, cfg) if report and cfg.train.report else None
+            if not cfg.train.report:
+                report = None
             if args.eval_only:
                 results = evaluate_only(cfg, args.resume)
-                if results and show:
-                    show()
+                if results and report:
+                    try_report(report.write, cfg)
                 return results
-            return train(cfg, args.resume, given=override_keys(args.opts), report=show)
+            return train(cfg, args.resume, given=override_keys(args.opts), report=report)
     except FileNotFoundError as e:  # an image, most likely; from a loading process, in a long text
         raise UserError(f"file not found: {str(e).strip().splitlines()[-1]}") from e
     except OSError as e:
@@ -114,7 +127,7 @@ def run(
 def check_and_run(
     args: argparse.Namespace,
     cfg: DictConfig,
-    report: Callable[[DictConfig], Path] | None = None,
+    report: Reporting | None = None,
 ) -> dict[str, Any]:
     """`run` in one of the processes that another program started; nothing was checked yet."""
     dataset = check_together(cfg, eval_only=args.eval_only, resume=args.resume)
@@ -148,10 +161,25 @@ def save_config(cfg: DictConfig) -> None:
         logger.warning("This config can be loaded again only so: %s", e)
 
 
-def try_report(report: Callable[[DictConfig], Path], cfg: DictConfig) -> None:
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Inside, a library's logger says nothing below a warning."""
+    library = logging.getLogger(name)
+    before = library.level
+    library.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        library.setLevel(before)
+
+
+def try_report(report: Callable[[DictConfig], Path | None], cfg: DictConfig) -> None:
     """Write a report; a run of hours does not end because that failed."""
     try:
-        logger.info("Report: %s", report(cfg))
+        with quiet("detectron2"):  # it tells of the same data again
+            page = report(cfg)
+        if page:
+            logger.info("Report: %s", page)
     except UserError as e:
         logger.warning("No report: %s", e)
     except Exception:
@@ -179,7 +207,7 @@ def train(
     cfg: DictConfig,
     resume_run: bool = False,
     given: Collection[str] = (),
-    report: Callable[[], None] | None = None,
+    report: Reporting | None = None,
 ) -> dict[str, Any]:
     """Train from train.init_checkpoint, from nothing, or from where a run stopped.
 
@@ -187,7 +215,7 @@ def train(
         cfg: the config; what `derive` computes is filled in.
         resume_run: go on from the last checkpoint, if there is one.
         given: keys of the command line.
-        report: writes a page on the latest evaluation.
+        report: writes a page.
 
     Raises:
         UserError: a checkpoint does not fit, or training cannot go on.
@@ -233,7 +261,8 @@ def train(
             save_config(written)
         record_metrics(cfg, trainer, evaluation, start)
         if report and comm.is_main_process():
-            trainer.register_hooks([Reports(evaluation, report)])
+            pages = [partial(try_report, function, cfg) for function in report]
+            trainer.register_hooks([Reports(evaluation, *pages)])
         trainer.train(start, cfg.train.max_iter)
         if trainer.interrupted_by and not evaluation.finished:
             raise Interrupted(
@@ -245,7 +274,12 @@ def train(
 
 
 def warn_of_noise(cfg: DictConfig, model: nn.Module) -> None:
-    """Say so if the config takes the ViT for a pretrained one, and it is not."""
+    """Say so if the config takes the ViT for a pretrained one, and it is not.
+
+    Args:
+        cfg: the config, without a train.init_checkpoint.
+        model: its model, with the weights that it was made with.
+    """
     factor = cfg.optimizer.params.get("vit_lr_factor", 1.0)
     blocks = (p for name, p in model.named_parameters() if VIT_BLOCK.match(name))
     if not all(parameter.requires_grad for parameter in blocks):

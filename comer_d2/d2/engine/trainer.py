@@ -137,8 +137,12 @@ class Trainer(TrainerBase):
             raise self._gave_up(str(error)) from error
         for parameter in self.frozen:
             parameter.grad = None
-        norm = self._finish_gradients()
+        self.scaler.unscale_(self.optimizer)
+        norm = self._gradient_norm()
         finite = self._record(sums, norm, data_seconds, sum(len(batch) for batch in batches))
+        if self.max_grad_norm is not None:
+            # After what is said of the gradients: one that is not finite makes all of them so.
+            nn.utils.clip_grads_with_norm_(self._parameters(), self.max_grad_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._count_skipped(finite)
@@ -277,19 +281,14 @@ class Trainer(TrainerBase):
                 )
         return None
 
-    def _finish_gradients(self) -> Tensor:
-        """Undo the loss scale, and clip.
+    def _parameters(self) -> list[nn.Parameter]:
+        """What the optimizer updates."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-        Returns:
-            () the gradients' norm before, on their device.
-        """
-        self.scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients, self.grad_norm_type)
-        if self.max_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
-        return norm
+    def _gradient_norm(self) -> Tensor:
+        """() the norm of all gradients together, on their device."""
+        gradients = [p.grad for p in self._parameters() if p.grad is not None]
+        return nn.utils.get_total_norm(gradients, self.grad_norm_type)
 
     def _broken_gradient(self) -> str:
         """Which gradient is NaN or infinite, for a message."""
@@ -306,12 +305,13 @@ class Trainer(TrainerBase):
         if self._skipped < SKIPPED_STEPS and (self._updated or not ends):
             return
         which = "the last" if self._updated else "all"
-        raise TrainingError(
+        raise self._kept(
             f"float16 skipped {which} {self._skipped} steps: "
             f"{self._broken_gradient()} at iteration {self.iter}, down to a loss scale of "
             f"{self.scaler.get_scale():g}. The weights are those of {self._skipped} steps before, "
             "and no checkpoint was written; train.amp.dtype=bfloat16 has the range of float32, and "
-            "train.amp.enabled=false shows whether the loss itself is to blame"
+            "train.amp.enabled=false shows whether the loss itself is to blame",
+            {},
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,10 +7,13 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator, sem_seg_evaluation
+from tabulate import tabulate
 
 from ..data.semantic_labels import IGNORE_LABEL, SemanticLabels
 from ..errors import UserError
 from .names import distinct_names
+
+logger = logging.getLogger(__name__)
 
 
 class SemanticEvaluator(SemSegEvaluator):
@@ -31,7 +34,7 @@ class SemanticEvaluator(SemSegEvaluator):
     ) -> None:
         # Not Detectron2's, which wants a label map's file in every record.
         metadata = MetadataCatalog.get(dataset_name)
-        self._logger = logging.getLogger(__name__)
+        self._logger = logging.Logger(__name__, logging.WARNING)  # for Detectron2's own code
         self._dataset_name = dataset_name
         self._distributed = distributed
         self._output_dir = output_dir
@@ -65,11 +68,29 @@ class SemanticEvaluator(SemSegEvaluator):
             self.input_file_to_gt_file = {image["file_name"]: truth}
             super().process([image], [output])
 
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Detectron2's, which logs a dictionary, with a table instead.
+
+        Returns:
+            In the main process ``{"sem_seg": metric -> percent}``; elsewhere None.
+        """
+        results = super().evaluate()
+        if results:
+            found = results["sem_seg"]
+            rows = [[n, found[f"IoU-{n}"], found[f"ACC-{n}"]] for n in self._class_names]
+            table = tabulate(rows, ["class", "IoU", "accuracy"], "pipe", floatfmt=".2f")
+            logger.info("Intersection over union, and accuracy:\n%s", table)
+        return results
+
     @staticmethod
     def sem_seg_loading_fn(truth: np.ndarray, dtype: type) -> np.ndarray:
         """Detectron2's hook for reading a file: `process` has read it."""
         return truth.astype(dtype)
 
     def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list[dict]:
-        """Detectron2's, where predictions are written."""
-        return super().encode_json_sem_seg(sem_seg, input_file_name) if self._output_dir else []
+        """Detectron2's, where predictions are written; with `image_id`, without which pycocotools does not load them."""
+        if not self._output_dir:
+            return []
+        record = self._records[input_file_name]
+        known = {"image_id": record["image_id"]} if "image_id" in record else {}
+        return [known | entry for entry in super().encode_json_sem_seg(sem_seg, input_file_name)]

@@ -22,7 +22,7 @@ from ..results import Result
 from .curves import curves
 from .instances import report_instances
 from .label_maps import report_label_maps
-from .page import write_page
+from .page import PAGE, update_curves, write_page
 from .pictures import drawn
 from .section import Section
 from .segments import report_segments
@@ -37,6 +37,20 @@ SOURCES: dict[str, Callable[[str, Path], Section]] = {
 }
 HEADLINES = {"bbox": ("AP", "AP50"), "segm": ("AP", "AP50"), "sem_seg": ("mIoU",), "panoptic_seg": ("PQ",)}  # fmt: skip
 TITLES = {"bbox": "box", "segm": "mask", "sem_seg": "", "panoptic_seg": ""}
+
+
+def update_report(cfg: DictConfig) -> Path | None:
+    """Bring the curves of a run's report up to date; the model that it looks at stays.
+
+    Args:
+        cfg: the run's config.
+
+    Returns:
+        The page; None: there is none.
+    """
+    folder = Path(cfg.train.output_dir)
+    page = folder / REPORT / PAGE
+    return page if update_curves(page, curves(folder / "metrics.json")) else None
 
 
 def write_report(cfg: DictConfig, *, train: bool = True) -> Path:

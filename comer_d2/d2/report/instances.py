@@ -78,19 +78,16 @@ def report_instances(dataset_name: str, results: Path) -> Section:
             masks = [
                 {k: v for k, v in e.items() if k != "bbox"} for e in entries if "segmentation" in e
             ]
-            found = truth.loadRes(entries) if entries else None
+            found = truth.loadRes(entries) if entries else _nothing(truth)
             found_masks = truth.loadRes(masks) if masks else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise UserError(
             f"{results} cannot be read as results of {metadata.json_file}: {error!r}"
         ) from error
     section = Section("Objects")
-    if found is None:
-        section.note = "Nothing was found in any image."
-        return section
     evaluated = _evaluate(truth, found, "bbox")
     section.tables.append(_average_precision(evaluated, "bbox", names, numbers))
-    section.plots.append(_precision_recall(evaluated, names, numbers))
+    section.plots += _precision_recall(evaluated, names, numbers)
     kind = "bbox"
     if found_masks is not None:
         kind = "segm"
@@ -128,9 +125,23 @@ def report_instances(dataset_name: str, results: Path) -> Section:
     total = {kind_: sum(i.outcome.counts[kind_] for i in judged) for kind_ in ERRORS}
     section.summary = [("images", str(len(images))), ("objects", str(objects.sum())), *((k, str(v)) for k, v in total.items())]  # fmt: skip
     judged.sort(key=_badness, reverse=True)
-    section.cases = [_case(image, names, numbers) for image in judged[:WORST] if _badness(image)]
+    section.cases = [
+        _case(image, names, numbers, masks=kind == "segm")
+        for image in judged[:WORST]
+        if _badness(image)
+    ]
     section.note = "Errors are counted above each class's threshold with the best F1."
+    if not entries:
+        section.note = "Nothing was found in any image."
     return section
+
+
+def _nothing(truth: COCO) -> COCO:
+    """Results without an entry, which pycocotools' `loadRes` cannot make."""
+    results = COCO()
+    results.dataset = {**truth.dataset, "annotations": []}
+    results.createIndex()
+    return results
 
 
 def _evaluate(truth: COCO, found: COCO, task: str) -> COCOeval:
@@ -179,15 +190,18 @@ def _average_precision(
     return Table(title, columns, [head, *rows], note)
 
 
-def _precision_recall(evaluated: COCOeval, names: list[str], numbers: dict[int, int]) -> str:
+def _precision_recall(evaluated: COCOeval, names: list[str], numbers: dict[int, int]) -> list[str]:
+    """A plot, unless there is no object."""
     precision = evaluated.eval["precision"][0, :, :, 0, -1]
     recall = evaluated.params.recThrs
     known = precision.max(0) > -1
+    if not known.any():
+        return []
     order = [k for k in np.argsort(-precision.mean(0)).tolist() if known[k]]
     series = {"mean": (recall, precision[:, known].mean(1))}
     ids = evaluated.params.catIds
     series |= {names[numbers[ids[k]]]: (recall, precision[:, k]) for k in order}
-    return plots.lines(series, title="Precision and recall of boxes at IoU 0.5", x="recall", y="precision", limits=(0, 1.02))  # fmt: skip
+    return [plots.lines(series, title="Precision and recall of boxes at IoU 0.5", x="recall", y="precision", limits=(0, 1.02))]  # fmt: skip
 
 
 def _judged(
@@ -276,7 +290,8 @@ def _badness(image: _Image) -> float:
     return image.outcome.counts[MISSED] + sum(a["score"] for a, k in wrong if k not in (HIT, IGNORED))  # fmt: skip
 
 
-def _case(image: _Image, names: list[str], numbers: dict[int, int]) -> Case:
+def _case(image: _Image, names: list[str], numbers: dict[int, int], *, masks: bool) -> Case:
+    """Draw boxes, and masks only where the model gives them: pycocotools adds to a box its outline as one."""
     pixels = as_rgb(image.record["file_name"])
     pictures = []
     size = pixels.shape[:2]
@@ -284,11 +299,11 @@ def _case(image: _Image, names: list[str], numbers: dict[int, int]) -> Case:
         boxes = np.array([a["bbox"] for a in given], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labels = np.array([numbers[a["category_id"]] for a in given], np.int64)
-        masks = None
-        if given and all(a.get("segmentation") for a in given):
-            masks = np.stack([_mask(a["segmentation"], size) for a in given])
+        shapes = None
+        if masks and given and all(a.get("segmentation") for a in given):
+            shapes = np.stack([_mask(a["segmentation"], size) for a in given])
         scores = np.array([a["score"] for a in given], np.float32) if given and "score" in given[0] else None  # fmt: skip
-        result = Result(pixels, names, boxes=boxes, classes=labels, scores=scores, masks=masks)
+        result = Result(pixels, names, boxes=boxes, classes=labels, scores=scores, masks=shapes)
         pictures.append(drawn(result, "instance"))
     errors = {kind: count for kind, count in image.outcome.counts.items() if count}
     return Case(os.path.basename(image.record["file_name"]), round(_badness(image), 2), errors, *pictures)  # fmt: skip

@@ -13,6 +13,8 @@ from ...weights.files import write_atomically
 from .section import Section
 
 PAGE = "index.html"
+# Around the part that goes on after the rest was written.
+BEGIN, END = "<!-- training -->", "<!-- end of training -->"
 
 
 def write_page(
@@ -39,6 +41,43 @@ def write_page(
     Returns:
         The path of the page.
     """
+    text = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=title,
+            facts=facts,
+            headlines=headlines,
+            training=Markup(_training(curves)),
+            sections=sections,
+            batch=batch,
+            version=__version__,
+            written=datetime.now().strftime("%Y-%m-%d %H:%M"),
+        )
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    return _write(folder / PAGE, text)
+
+
+def update_curves(page: Path, curves: Sequence[str]) -> bool:
+    """Put other curves into a page, and leave the rest as it is.
+
+    Args:
+        page: of `write_page`.
+        curves: SVG elements.
+
+    Returns:
+        Whether there is such a page.
+    """
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    before, begins, rest = text.partition(BEGIN)
+    _, ends, after = rest.partition(END)
+    if begins and ends:
+        _write(page, before + _training(curves) + after)
+    return bool(begins and ends)
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("comer_d2.d2.report", "."),
         autoescape=select_autoescape(["html"]),
@@ -47,19 +86,16 @@ def write_page(
     )
     environment.filters["jpeg"] = _data_url
     environment.filters["svg"] = Markup
-    text = environment.get_template("page.html").render(
-        title=title,
-        facts=facts,
-        headlines=headlines,
-        curves=curves,
-        sections=sections,
-        batch=batch,
-        version=__version__,
-        written=datetime.now().strftime("%Y-%m-%d %H:%M"),
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / PAGE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    return folder / PAGE
+    return environment
+
+
+def _training(curves: Sequence[str]) -> str:
+    return BEGIN + _environment().get_template("curves.html").render(curves=curves) + END
+
+
+def _write(page: Path, text: str) -> Path:
+    write_atomically(page, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return page
 
 
 def _data_url(picture: bytes) -> str:

@@ -18,6 +18,7 @@ from comer_d2.d2.data.formats.coco import read_coco_file
 from comer_d2.d2.data.formats.split import FormatError, Split
 from comer_d2.d2.data.formats.voc import read_voc, write_voc
 from comer_d2.d2.data.formats.yolo import read_yolo, write_yolo
+from comer_d2.d2.data.panoptic import PanopticData
 from comer_d2.d2.data.split_coco import split_coco
 from comer_d2.d2.engine.overrides import apply_overrides
 
@@ -184,6 +185,32 @@ def run(*words: object) -> None:
 def fails(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert main(["data", *map(str, words)]) == 2
     return capsys.readouterr().err
+
+
+def test_panoptic_data_of_objects_and_the_rest(coco: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    (tmp_path / "train.json").write_text(json.dumps(coco.content))
+    photos = str(coco.images)
+    convert = ["data", "convert", str(tmp_path / "train.json"), str(tmp_path / "out"), "--from", "coco", "--images", photos]  # fmt: skip
+    assert main([*convert, "--background", "wall"]) == 2
+    assert main([*convert, "--to", "panoptic", "--boxes"]) == 2
+    assert main([*convert, "--to", "panoptic", "--background", "nut"]) == 2
+    assert "'nut' is a class of train already" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*convert, "--to", "panoptic", "--background", "wall"]) == 0
+    printed = capsys.readouterr().out.splitlines()[-1]
+
+    keys = OmegaConf.create({"dataset": {"name": "x", "class_names": None, "num_classes": None, "format": "panoptic", "train_json": "", "train_images": "", "train_masks": ""}})  # fmt: skip
+    apply_overrides(keys, shlex.split(printed))
+    for kind in ("json", "images", "masks"):
+        keys.dataset[f"val_{kind}"] = keys.dataset[f"train_{kind}"]
+    checked = PanopticData.check(keys, decode=True)
+    assert checked.values["class_names"] == ["nut", "große Schraube", "wall"]
+    assert checked.values["num_things"] == 2
+    written = json.loads((tmp_path / "out" / "train.json").read_text())
+    areas = [[s["area"] for s in a["segments_info"]] for a in written["annotations"]]
+    assert [len(parts) for parts in areas] == [3, 1, 1]  # one is covered, one photo is empty
+    assert [sum(parts) for parts in areas] == [w * h for w, h in SIZES.values()]
+    assert json.loads((tmp_path / "out" / "instances_train.json").read_text()) == {"info": {}, **coco.content}  # fmt: skip
 
 
 def test_via_regions(coco: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from comer_d2.d2.engine.checks import build, check_classes
-from comer_d2.d2.engine.config import load_config
+from comer_d2.d2.engine.config import load_config, settle_workers
 from comer_d2.d2.errors import UserError
 
 CONFIG = Path(__file__).parents[3] / "configs/COCO/mask_rcnn_comer_s_1x.py"
@@ -101,3 +102,12 @@ def test_classes_of_the_model_are_those_of_the_data(leaf: str, key: str, classes
     wrong = load_config(str(path), [f"{name}=7"])
     with pytest.raises(UserError, match=f"has {classes} classes, but {name} is 7: set {name}"):
         check_classes(wrong, "train")
+
+
+def test_there_are_no_more_loading_processes_than_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3}, raising=False)
+    cfg = load_config(str(CONFIG), ["dataloader.test.num_workers=7"])
+    assert cfg.dataloader.train.num_workers == 4  # Detectron2's
+    settle_workers(cfg, {"dataloader.test.num_workers"})
+    assert cfg.dataloader.train.num_workers == 2
+    assert cfg.dataloader.test.num_workers == 7  # as asked for

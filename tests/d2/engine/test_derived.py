@@ -62,6 +62,13 @@ def test_periods_of_the_command_line_are_iterations() -> None:
     assert cfg.lr_multiplier.warmup_iters == 300
 
 
+def test_a_short_run_is_evaluated_once_an_epoch() -> None:
+    cfg = load("custom/mask_rcnn_comer_s.py", "train.epochs=4")
+    note = derive(cfg, SimpleNamespace(num_images=12))[0]
+    assert (cfg.train.max_iter, cfg.train.eval_period, cfg.train.checkpointer.period) == (12, 3, 1)
+    assert "evaluation every 3" in note
+
+
 def test_the_command_lines_length_counts_and_two_are_an_error() -> None:
     cfg = load("custom/mask_rcnn_comer_s.py", "train.max_iter=70")
     assert len(derive(cfg, PHOTOS)) == 1  # the rate

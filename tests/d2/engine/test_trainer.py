@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from detectron2.engine import HookBase
 from torch import Tensor, nn
 
 from comer_d2.d2.engine.hooks import FrozenStart
+from comer_d2.d2.engine.step_record import StepRecorder
 from comer_d2.d2.engine.trainer import SKIPPED_STEPS, Trainer
 from comer_d2.d2.errors import TrainingError
 from tests.remote import RemoteDevice, remote
@@ -90,6 +93,21 @@ def test_gradients_that_are_not_finite_stop_before_the_update(max_grad_norm: flo
     assert torch.equal(weights(trainer), before)
 
 
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_what_is_kept_of_gradients_is_theirs_before_clipping(
+    max_grad_norm: float | None, tmp_path: Path
+) -> None:
+    """Clipping by a norm that is not finite would make all of them NaN, and hide where it came from."""
+    recorder = StepRecorder(str(tmp_path), None)
+    trainer = make_trainer(max_grad_norm=max_grad_norm, recorder=recorder)
+    trainer.model.linear.bias.register_hook(lambda grad: grad * torch.inf)
+    with pytest.raises(TrainingError, match=r"gradient of 'linear\.bias' is not finite"):
+        trainer.train(0, 1)
+    norms = torch.load(tmp_path / "step_0000000.pth", weights_only=True)["grad_norms"]
+    assert norms["linear.bias"] == math.inf
+    assert 0 < norms["linear.weight"] < math.inf
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mixed_precision_trains_in_that_dtype_and_keeps_float32_weights(dtype: torch.dtype) -> None:
     plain, mixed = make_trainer(), make_trainer(amp_dtype=dtype)
@@ -127,9 +145,10 @@ def test_a_float16_step_that_overflows_is_skipped(max_grad_norm: float | None) -
     assert trainer.scaler.get_scale() == 4.0
 
 
-def test_gradients_that_no_loss_scale_mends_stop_a_float16_run() -> None:
+def test_gradients_that_no_loss_scale_mends_stop_a_float16_run(tmp_path: Path) -> None:
     """With NaN in a gradient the scale halves for ever and nothing is learnt."""
-    trainer = make_trainer(amp_dtype=torch.float16)
+    recorder = StepRecorder(str(tmp_path), None)
+    trainer = make_trainer(amp_dtype=torch.float16, recorder=recorder)
     trainer.scaler = torch.amp.GradScaler("cpu", 8.0)
     trainer.train(0, 2)
     before = weights(trainer)
@@ -140,6 +159,8 @@ def test_gradients_that_no_loss_scale_mends_stop_a_float16_run() -> None:
     assert "train.amp.dtype=bfloat16" in str(error.value)
     assert trainer.iter < 100
     assert torch.equal(weights(trainer), before)
+    (path,) = tmp_path.glob("step_*.pth")  # the last of them, to be looked at
+    assert str(path) in str(error.value)
 
 
 def test_a_short_float16_run_that_takes_no_step_is_no_success() -> None:

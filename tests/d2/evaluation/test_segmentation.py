@@ -1,5 +1,7 @@
 """Panoptic quality by hand-computed cases; mIoU against Detectron2's own."""
 
+import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator, sem_seg_evaluation
 from PIL import Image
+from pycocotools.coco import COCO
 from scipy.ndimage import grey_erosion
 
 from comer_d2.d2.data.panoptic_png import (
@@ -212,6 +215,7 @@ def two_images(tmp_path: Path):
     labelled = [
         {
             "file_name": r["file_name"],
+            "image_id": r["image_id"],
             "sem_seg_file_name": r["pan_seg_file_name"].replace("p0", "s0").replace("p1", "s1"),
         }
         for r in records
@@ -313,7 +317,10 @@ def test_a_wrong_size_names_the_file(two_images) -> None:
         )
 
 
-def test_classes_of_one_name_keep_their_metrics(two_images) -> None:
+def test_classes_of_one_name_keep_their_metrics(
+    two_images, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     for name in ("test_seg_pan", "test_seg_sem"):
         metadata = MetadataCatalog.get(name)
         del metadata.stuff_classes
@@ -327,6 +334,8 @@ def test_classes_of_one_name_keep_their_metrics(two_images) -> None:
         panoptic.process([record], [{"panoptic_seg": (ids, record["segments_info"])}])
     found = semantic.evaluate()["sem_seg"]
     assert found["IoU-dog (0)"] == 0 and found["IoU-dog (1)"] > 0
+    assert f"| dog (1) | {found['IoU-dog (1)']:.2f} | {found['ACC-dog (1)']:.2f} |" in re.sub(" +", " ", caplog.text)  # fmt: skip
+    assert "OrderedDict" not in caplog.text
     assert panoptic.evaluate()["panoptic_seg"].keys() >= {"PQ-dog (0)", "PQ-dog (1)"}
 
 
@@ -345,3 +354,23 @@ def test_predictions_of_one_name_in_two_folders_are_kept_apart(two_images, tmp_p
         name = Path(record["pan_seg_file_name"]).relative_to(tmp_path)
         written = read_panoptic_png(tmp_path / "out" / "panoptic" / name)
         assert (written == read_panoptic_png(record["pan_seg_file_name"])).all()
+
+
+def test_predicted_label_maps_are_loaded_by_pycocotools(two_images, tmp_path: Path) -> None:
+    evaluator = SemanticEvaluator("test_seg_sem", output_dir=str(tmp_path))
+    for number, record in enumerate(two_images):
+        scores = torch.zeros(len(MetadataCatalog.get("test_seg_sem").stuff_classes), 6, 9)
+        scores[number] = 1
+        evaluator.process([record], [{"sem_seg": scores}])
+    evaluator.evaluate()
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": r["image_id"], "height": 6, "width": 9} for r in two_images],
+        "annotations": [],
+        "categories": [{"id": 0}, {"id": 1}],
+    }
+    truth.createIndex()
+    results = truth.loadRes(str(tmp_path / "sem_seg_predictions.json"))
+    found = [results.imgToAnns[record["image_id"]] for record in two_images]
+    assert [[a["category_id"] for a in of_image] for of_image in found] == [[0], [1]]
+    assert all(results.annToMask(a).all() for of_image in found for a in of_image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
+from omegaconf import OmegaConf
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -20,9 +22,11 @@ from comer_d2.d2.data.panoptic_png import write_panoptic_png
 from comer_d2.d2.data.semantic import SemanticData
 from comer_d2.d2.evaluation.panoptic import match_segments, panoptic_quality
 from comer_d2.d2.report import plots
+from comer_d2.d2.report.build import update_report
+from comer_d2.d2.report.curves import curves
 from comer_d2.d2.report.instances import report_instances
 from comer_d2.d2.report.label_maps import report_label_maps
-from comer_d2.d2.report.page import write_page
+from comer_d2.d2.report.page import BEGIN, END, write_page
 from comer_d2.d2.report.section import Case, Section, Table
 from comer_d2.d2.report.segments import report_segments
 from tests.browser import open_page
@@ -79,12 +83,36 @@ def test_boxes_alone_images_without_objects_and_crowds(tmp_path: Path) -> None:
     assert "Average precision of boxes" in titles
     assert "Average precision of masks" not in titles
     assert [(case.name, case.errors) for case in section.cases] == [("2.png", {"background": 1})]
+    # A box of 8 to 48 of 96 pixels is an outline: between it and its label the photo is as it was.
+    picture = Image.open(io.BytesIO(section.cases[0].prediction))
+    inside = picture.getpixel((picture.width * 28 // SIDE, picture.height * 40 // SIDE))
+    assert inside == pytest.approx((90, 120, 30), abs=6)
     plot = "".join(section.plots)
     assert all(re.search(rf">\s*{re.escape(name)}\s*<", plot) for name in NAMES)
 
     only_crowds = register(tmp_path, truth, results[2:])
     summary = dict(report_instances("odd_val", only_crowds).summary)
     assert (summary["missed"], summary["background"]) == ("1", "0")
+
+
+def test_where_nothing_was_found_all_objects_are_missed(tmp_path: Path) -> None:
+    truth = {
+        "images": write_images(tmp_path / "images", 2),
+        "categories": [{"id": 10 * n, "name": name} for n, name in enumerate(NAMES, 1)],
+        "annotations": [
+            {"id": n, "image_id": 2, "category_id": 10 * n, "bbox": [8, 8, 40, 40], "area": 1600, "iscrowd": 0}
+            for n in (1, 2)
+        ],
+    }  # fmt: skip
+    section = report_instances("odd_val", register(tmp_path, truth, []))
+    assert dict(section.summary)["missed"] == "2"
+    assert [(case.name, case.errors) for case in section.cases] == [("2.png", {"missed": 2})]
+    rows = {table.title: table.rows for table in section.tables}["Average precision of boxes"]
+    assert [row[:3] for row in rows] == [["all", 2, 0.0], [NAMES[0], 1, 0.0], [NAMES[1], 1, 0.0], [NAMES[2], 0, None]]  # fmt: skip
+    assert section.note == "Nothing was found in any image."
+
+    nothing_there = register(tmp_path, truth | {"annotations": []}, [])
+    assert report_instances("odd_val", nothing_there).cases == []
 
 
 def test_sizes_of_masks_are_detectron2s(tmp_path: Path) -> None:
@@ -184,6 +212,34 @@ def test_sorting_and_filtering_with_odd_names(tmp_path: Path) -> None:
         assert buttons.all_text_contents() == kinds
         buttons.nth(1).click()
         assert view.locator(".case").filter(visible=True).locator("b").all_text_contents() == ["1.png"]  # fmt: skip
+
+
+def test_curves_go_on_while_the_rest_stays(tmp_path: Path) -> None:
+    """A run that gets no better still has its whole length in the report on its best model."""
+    cfg = OmegaConf.create({"train": {"output_dir": str(tmp_path)}})
+    assert update_report(cfg) is None
+    metrics = tmp_path / "metrics.json"
+    metrics.write_text('{"iteration": 0, "total_loss": 2.0}\n')
+    page = write_page(
+        tmp_path / "report", title="run", facts=[("iterations", "1")], headlines=[], curves=[],
+        sections=[Section("Objects")], batch=[],
+    )  # fmt: skip
+    before = page.read_text(encoding="utf-8")
+    assert "<svg" not in before
+    lines = [{"iteration": i, "total_loss": 2.0 - i, "learning_rate": 1.0} for i in range(3)]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for _ in range(2):
+        assert update_report(cfg) == page
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<svg") == len(curves(metrics)) > 0
+    assert re.sub(f"{BEGIN}.*{END}", "", text, flags=re.S) == re.sub(f"{BEGIN}.*{END}", "", before, flags=re.S)  # fmt: skip
+
+
+def test_names_in_any_script_are_the_browsers_to_draw(recwarn: pytest.WarningsRecorder) -> None:
+    text = plots.lines({"螺丝": ([0, 1], [0, 1]), "ключ": ([0], [1])}, title="t", x="iteration")
+    text += plots.confusion(np.eye(3, dtype=int), ["螺丝", "ключ"], "missed", "background")
+    assert text.count("螺丝") > 2
+    assert not recwarn.list
 
 
 def test_a_long_name_leaves_room_for_its_plot() -> None:
