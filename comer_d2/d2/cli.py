@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 # From Detectron2's sources under current setuptools and torch; nothing a user could act on. They
 # come up while its modules are imported, so this stands before them.
@@ -125,7 +129,8 @@ def run_tool(main: Callable[[], int | None], program: str | None = None) -> int:
         The exit code.
     """
     try:
-        return main() or 0
+        with _sigterm_as_ctrl_c():
+            return main() or 0
     except UserError as error:
         return report(error, program)
     except BrokenPipeError:  # whoever read the output has gone: comer_d2.__main__ ends quietly
@@ -134,9 +139,26 @@ def run_tool(main: Callable[[], int | None], program: str | None = None) -> int:
         if os.environ.get("COMER_D2_TRACEBACK"):
             raise
         return report(UserError(str(error)), program)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nstopped", file=sys.stderr)
-        return 130
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let a tool that is told to stop remove what it has not finished writing."""
+
+    def stop(signum: int, _: Any) -> None:
+        raise KeyboardInterrupt(signum)
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may ask for signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse_arguments(

@@ -105,10 +105,12 @@ def export(args: argparse.Namespace) -> None:
     args.device = "cpu"
     model = model_of(args)
     files = args.images or validation_images(model, IMAGES)
+    if not files:
+        raise UserError(
+            "the validation data are not here: name photos on which the program is compared with the model, "
+            "with --images"
+        )
     photos = [as_rgb(file) for file in files]
-    if not photos:
-        print("The validation data are not here: compared on noise alone (--images names photos).")
-        photos = [np.random.default_rng(0).integers(0, 256, (256, 320, 3), np.uint8)]
     if args.resize:
         photos.append(
             np.ascontiguousarray(photos[0].transpose(1, 0, 2)[: photos[0].shape[1] // 2 + 1])
@@ -127,6 +129,7 @@ def export(args: argparse.Namespace) -> None:
         dynamic=not size,
         batch=args.batch,
         fit=size if args.resize else None,
+        notes={"class_names": json.dumps(model.class_names), "image_format": model.image_format},
     )
     size = written.path.stat().st_size / 2**20
     print("\n".join(written.lines))

@@ -1,7 +1,8 @@
-"""How far what another runtime computes is from the model."""
+"""How far two ways to compute a model are apart."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..errors import UserError
@@ -46,6 +47,10 @@ def difference(expected: Sequence[Tensor], found: Sequence[Tensor], what: str) -
         text, bad = _found(ours, theirs)
         parts.append(text)
         wrong |= bad
+    if "panoptic_seg" in ours:
+        text, bad = _segments(ours, theirs)
+        parts.append(text)
+        wrong |= bad
     text = "; ".join(parts)
     if wrong:
         raise UserError(fault + text)
@@ -62,8 +67,9 @@ def _found(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[str, boo
     limit = PIXELS if boxes else PIXELS_OTHER
     far = far_scores = masks = 0.0
     count = lonely = 0
+    lowest = torch.maximum(_lowest(ours["scores"]), _lowest(theirs["scores"]))
     for one, other in ((ours, theirs), (theirs, ours)):
-        for image, i in (one["scores"] >= COUNTED).nonzero().tolist():
+        for image, i in (one["scores"] >= lowest[:, None]).nonzero().tolist():
             count += 1
             same = other["classes"][image] == one["classes"][image, i]
             gap = (other["scores"][image] - one["scores"][image, i]).abs()
@@ -90,8 +96,50 @@ def _found(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[str, boo
     return text + (f", {lonely} without their like" if lonely else ""), bool(wrong)
 
 
+def _lowest(scores: Tensor) -> Tensor:
+    """Of every image the score from which on detections are not chance: (B, N) -> (B,).
+
+    Where all places are taken, rounding decides which of those that score like the last has it.
+    """
+    return (scores.amin(dim=1) + SCORES).clamp(min=COUNTED)
+
+
 def _label_maps(ours: Tensor, theirs: Tensor) -> tuple[str, bool]:
     far = float((ours - theirs).abs().max()) / max(float(ours.abs().max()), 1e-12)
     other = float((ours.argmax(1) != theirs.argmax(1)).float().mean())
     text = f"sem_seg within {far:.1e} of the largest, {other:.1e} of the pixels of another class"
     return text, far > RELATIVE or other > PIXELS_OTHER
+
+
+def _segments(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[str, bool]:
+    """Pixels of which either side knows no segment that is mostly where the other's is, of its class."""
+    apart = torch.zeros_like(ours["panoptic_seg"], dtype=torch.bool)
+    far, count = 0.0, 0
+    for one, other in ((ours, theirs), (theirs, ours)):
+        for image, (segments, others) in enumerate(
+            zip(one["panoptic_seg"], other["panoptic_seg"], strict=True)
+        ):
+            for identity in segments.unique().tolist():
+                inside = segments == identity
+                same = int(others[inside].mode().values) if identity else 0
+                apart[image] |= inside & (others != same)
+                if not identity:
+                    continue
+                count += 1
+                if same and _of(one, "classes", image, identity) == _of(
+                    other, "classes", image, same
+                ):
+                    gap = _of(one, "scores", image, identity) - _of(other, "scores", image, same)
+                    far = max(far, abs(gap))
+                else:
+                    apart[image] |= inside
+    if not count:
+        return "no segments, which shows little", False
+    share = float(apart.float().mean())
+    text = f"{count // 2} segments, {share:.1e} of the pixels in others, scores within {far:.1e}"
+    return text, share > PIXELS_OTHER or far > SCORES
+
+
+def _of(outputs: dict[str, Tensor], what: str, image: int, identity: int) -> float:
+    """The "scores" or "classes" entry of a segment."""
+    return float(outputs[f"segment_{what}"][image, identity - 1])

@@ -55,8 +55,8 @@ class TraceableDINO(nn.Module):
         super().__init__()
         if model.soft_nms_threshold is not None:
             raise ValueError(
-                f"soft suppression does not export: set soft_nms_threshold=None in the model, got "
-                f"{model.soft_nms_threshold}, and call comer_d2.heads.soft_nms on what comes out"
+                f"soft suppression ({model.soft_nms_threshold}) does not export: leave it out, with --override "
+                "model.soft_nms_threshold=null, and call comer_d2.heads.soft_nms.soft_nms on what comes out"
             )
         self.images = images
         self.backbone = model.backbone

@@ -7,11 +7,12 @@ import os
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from ...weights.files import write_atomically
 from ..errors import UserError
 from .compare import difference
 from .images import Size
+from .reference import by_the_model
 from .traceable import traceable
 
 OPSET = 18
@@ -73,6 +75,7 @@ def export_program(
     dynamic: bool,
     batch: int | None = 1,
     fit: Size | None = None,
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> Exported:
     """Write a model as a program, and compare what the file computes with the model.
 
@@ -85,6 +88,7 @@ def export_program(
         dynamic: whether the program takes images of any size; otherwise of the first one's alone.
         batch: images at a time; None: any number.
         fit: see `traceable`; photos of any size then.
+        notes: texts by name that the file carries for whoever runs it.
 
     Returns:
         What was written.
@@ -116,9 +120,11 @@ def export_program(
                 fields = list(module(first)._fields)
             except ValueError as error:  # the images' sides
                 raise UserError(str(error)) from error
+            lines = [_by_the_model(model, module, first)]
             with _told(f"{type(model).__name__} of {_text(first)} cannot be traced"):
                 program = torch.export.export(Named(module), (first,), dynamic_shapes=shapes)
-        run, lines = WRITERS[format].write(program, part, fields)
+        run, written = WRITERS[format].write(program, part, fields, notes)
+        lines += written
         for given in _compared(images, batch):
             with torch.no_grad():
                 expected = module(given)
@@ -168,6 +174,17 @@ def _compared(images: Sequence[Tensor], batch: int | None) -> Iterator[Tensor]:
         yield several(image, batch or 1)
 
 
+def _by_the_model(model: nn.Module, module: nn.Module, images: Tensor) -> str:
+    """What is traced gives what the model itself does.
+
+    Where it resizes, of images of the size that it resizes to: the model would pad others another way.
+    """
+    if module.images.fit is not None:
+        images = nn.functional.interpolate(images, module.images.fit, mode="bilinear", antialias=True)  # fmt: skip
+    found = module(images)
+    return "traced " + difference(by_the_model(model, images, found), found, _text(images))
+
+
 def _text(images: Tensor) -> str:
     batch, _, height, width = images.shape
     return f"{height} x {width}" if batch == 1 else f"{batch} images of {height} x {width}"
@@ -206,8 +223,10 @@ def _told(what: str) -> Iterator[None]:
 Run = Callable[[Tensor], list[Tensor]]
 
 
-def _write_torch(program: Any, path: Path, names: list[str]) -> tuple[Run, list[str]]:
-    torch.export.save(program, path)
+def _write_torch(
+    program: Any, path: Path, names: list[str], notes: Mapping[str, str]
+) -> tuple[Run, list[str]]:
+    torch.export.save(program, path, extra_files=dict(notes))
     again = torch.export.load(path).module()
 
     def run(images: Tensor) -> list[Tensor]:
@@ -241,7 +260,9 @@ def _check_onnx() -> None:
             raise UserError(f"{error.name} is missing: pip install 'comer_d2[export]'") from error
 
 
-def _write_onnx(program: Any, path: Path, names: list[str]) -> tuple[Run, list[str]]:
+def _write_onnx(
+    program: Any, path: Path, names: list[str], notes: Mapping[str, str]
+) -> tuple[Run, list[str]]:
     import onnx
     import onnxruntime
 
@@ -262,6 +283,7 @@ def _write_onnx(program: Any, path: Path, names: list[str]) -> tuple[Run, list[s
             custom_translation_table=translations(),
             verbose=False,
         )
+        written.model.metadata_props.update(notes)
         written.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
@@ -290,11 +312,17 @@ def _check_compiler() -> None:
         ) from error
 
 
-def _write_aoti(program: Any, path: Path, names: list[str]) -> tuple[Run, list[str]]:
+def _write_aoti(
+    program: Any, path: Path, names: list[str], notes: Mapping[str, str]
+) -> tuple[Run, list[str]]:
     from torch._inductor import aoti_compile_and_package, aoti_load_package, cpp_builder
 
     with torch.no_grad(), _quiet(), _told("AOTInductor cannot compile the program"):
-        aoti_compile_and_package(program, package_path=str(path))
+        aoti_compile_and_package(
+            program,
+            package_path=str(path),
+            inductor_configs={"aot_inductor.metadata": dict(notes)},
+        )
     again = aoti_load_package(str(path))
     compiler = cpp_builder.get_cpp_compiler()
 
@@ -314,12 +342,12 @@ class Writer:
     Args:
         ending: of its files.
         check: raises a UserError where something it needs is missing.
-        write: program, path, names of the outputs -> what runs the file, and what to say about it.
+        write: program, path, names of the outputs, notes -> what runs the file, and what to say about it.
     """
 
     ending: str
     check: Callable[[], None]
-    write: Callable[[Any, Path, list[str]], tuple[Run, list[str]]]
+    write: Callable[[Any, Path, list[str], Mapping[str, str]], tuple[Run, list[str]]]
 
 
 WRITERS = {

@@ -1,14 +1,18 @@
 """Mask2Former, EoMT and UPerNet for torch.export."""
 
+from collections import namedtuple
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ...heads.detections import NOTHING
 from ..modeling.mask2former import Mask2Former
 from ..modeling.mask_inference import MASKS_AT_A_TIME
 from ..modeling.semantic_segmentor import SemanticSegmentor
 from .images import Images, Prepared, Size
+from .panoptic import panoptic_segments
 
 
 class Scores(NamedTuple):
@@ -22,23 +26,14 @@ class Scores(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """The best pairs of query and class of a batch, best class first.
+    """The best pairs of query and class of a batch, best first; places without one have class -1 and zeros.
 
     Attributes:
-        scores: (B, N), class probability times the mask's mean probability inside itself; 0: no mask.
+        scores: (B, N), class probability times the mask's mean probability inside itself.
         classes: (B, N) int64.
         masks: (B, N, H, W) bool.
     """
 
-    scores: Tensor
-    classes: Tensor
-    masks: Tensor
-
-
-class ScoresAndMasks(NamedTuple):
-    """Both, of a model for both: see `Scores` and `Masks`."""
-
-    sem_seg: Tensor
     scores: Tensor
     classes: Tensor
     masks: Tensor
@@ -70,10 +65,7 @@ class TraceableSegmentor(nn.Module):
 
 
 class TraceableMask2Former(nn.Module):
-    """Inference of a model of queries, for the tasks "semantic" and "instance".
-
-    Putting panoptic segments together takes steps that depend on what was found, which a program of
-    tensors does not hold: a panoptic model exports as one for the other two tasks.
+    """Inference of a model of queries.
 
     Args:
         model: without views.
@@ -89,23 +81,33 @@ class TraceableMask2Former(nn.Module):
         self.images = images
         self.backbone = model.backbone
         self.head = model.sem_seg_head
-        panoptic = "panoptic" in model.tasks
-        self.semantic = "semantic" in model.tasks or panoptic
-        self.instance = "instance" in model.tasks or panoptic
+        self.tasks = model.tasks
         self.max_instances = model.max_instances
         self.stuff_classes = sorted(model.stuff_classes)
+        self.score_threshold = model.score_threshold
+        self.overlap_threshold = model.overlap_threshold
 
-    def forward(self, images: Tensor) -> Scores | Masks | ScoresAndMasks:
-        """Pixels (B, 3, H, W) -> what the tasks ask for."""
+    def forward(self, images: Tensor) -> NamedTuple:
+        """Pixels (B, 3, H, W) -> the fields of `Scores`, `Masks` and `Segments`, as the tasks ask for."""
         prepared = self.images(images)
         outputs = self.head(self.backbone(prepared.pixels))
         logits, masks = outputs["pred_logits"].float(), outputs["pred_masks"].float()
-        if not self.instance:
-            return Scores(semantic_scores(logits, masks, prepared))
-        found = self._instances(logits, masks, prepared)
-        if not self.semantic:
-            return found
-        return ScoresAndMasks(semantic_scores(logits, masks, prepared), *found)
+        parts: list[NamedTuple] = []
+        if "semantic" in self.tasks:
+            parts.append(Scores(semantic_scores(logits, masks, prepared)))
+        if "instance" in self.tasks:
+            parts.append(self._instances(logits, masks, prepared))
+        if "panoptic" in self.tasks:
+            parts.append(
+                panoptic_segments(
+                    logits,
+                    enlarged(masks, prepared),
+                    stuff_classes=self.stuff_classes,
+                    score_threshold=self.score_threshold,
+                    overlap_threshold=self.overlap_threshold,
+                )
+            )
+        return together(parts)
 
     def _instances(self, logits: Tensor, masks: Tensor, prepared: Prepared) -> Masks:
         num_classes = logits.shape[-1] - 1
@@ -114,14 +116,30 @@ class TraceableMask2Former(nn.Module):
         scores, pairs = probabilities.flatten(1).topk(number)
         queries, classes = pairs // num_classes, pairs % num_classes
         own = masks.gather(1, queries[..., None, None].expand(-1, -1, *masks.shape[-2:]))
-        enlarged = cut_out(resized(own, prepared.padded), prepared)
-        inside = enlarged > 0
-        area = inside.flatten(2).sum(2)
-        quality = (enlarged.sigmoid() * inside).flatten(2).sum(2) / area.clamp(min=1)
+        inside, quality = [], []
+        for some in enlarged(own, prepared):
+            mask = some > 0
+            area = mask.flatten(2).sum(2)
+            quality.append((some.sigmoid() * mask).flatten(2).sum(2) / area.clamp(min=1))
+            inside.append(mask)
+        scores = scores * torch.cat(quality, dim=1)
         if self.stuff_classes:
             stuff = torch.tensor(self.stuff_classes, device=classes.device)
-            quality = quality.masked_fill((classes[..., None] == stuff).any(-1), 0)
-        return Masks(scores * quality, classes, inside)
+            scores = scores.masked_fill((classes[..., None] == stuff).any(-1), 0)
+        scores, order = scores.topk(number)
+        empty = scores == 0
+        at = order[..., None, None].expand(-1, -1, *prepared.given)
+        return Masks(
+            scores,
+            classes.gather(1, order).masked_fill(empty, NOTHING),
+            torch.cat(inside, dim=1).gather(1, at) & ~empty[..., None, None],
+        )
+
+
+def together(parts: Sequence[NamedTuple]) -> NamedTuple:
+    """One named tuple with the fields of several."""
+    fields = {name: value for part in parts for name, value in part._asdict().items()}
+    return namedtuple("Outputs", fields)(**fields)  # type: ignore[misc]
 
 
 def semantic_scores(logits: Tensor, masks: Tensor, prepared: Prepared) -> Tensor:
@@ -144,6 +162,12 @@ def semantic_scores(logits: Tensor, masks: Tensor, prepared: Prepared) -> Tensor
     return cut_out(scores, prepared)
 
 
+def enlarged(masks: Tensor, prepared: Prepared) -> Iterator[Tensor]:
+    """Mask logits (B, Q, h, w) -> those of a few queries at a time, (B, q, *prepared.given)."""
+    for some in masks.split(MASKS_AT_A_TIME, dim=1):
+        yield cut_out(resized(some, prepared.padded), prepared)
+
+
 def cut_out(maps: Tensor, prepared: Prepared) -> Tensor:
     """Maps of the padded images, (B, C, *prepared.padded) -> of the images as they came in."""
     height, width = prepared.size
@@ -158,4 +182,7 @@ def resized(maps: Tensor, size: Size) -> Tensor:
 
 def _check_views(model: nn.Module) -> None:
     if model.views is not None:
-        raise ValueError("a model with views of an image does not export: leave model.views out")
+        raise ValueError(
+            "a model with views of an image (sliding windows, scales, flips) does not export: export it "
+            "without them, with --override model.views=null"
+        )

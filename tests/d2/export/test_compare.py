@@ -5,6 +5,7 @@ import torch
 
 from comer_d2.d2.errors import UserError
 from comer_d2.d2.export.compare import difference
+from comer_d2.d2.export.panoptic import Segments
 from comer_d2.d2.export.rcnn import DetectionsWithMasks
 from comer_d2.d2.export.segmenters import Masks, Scores
 from comer_d2.heads.detections import Detections
@@ -59,3 +60,53 @@ def test_maps_that_differ() -> None:
 def test_nothing_found_is_said() -> None:
     nothing = FOUND._replace(scores=SCORES * 0)
     assert difference(nothing, nothing, "x") == "x: nothing scores 0.06 or more, which shows little"
+
+
+def test_detections_in_the_last_place_are_chance() -> None:
+    """Where all places are taken, another that scores like the last can have its place."""
+    full = Detections(BOXES, torch.tensor([[0.9, 0.8, 0.3]]), torch.tensor([[2, 1, 0]]))
+    boxes, classes = BOXES.clone(), torch.tensor([[2, 1, 4]])
+    boxes[0, 2] = 50
+    other = Detections(boxes, full.scores + 1e-6, classes)
+    assert difference(full, other, "x").startswith("x: 2 detections, ")
+    more = [torch.cat([x, torch.zeros_like(x[:, :1])], dim=1) for x in full]
+    others = [torch.cat([x, torch.zeros_like(x[:, :1])], dim=1) for x in other]
+    with pytest.raises(UserError, match="without their like"):
+        difference(Detections(*more), others, "x")
+
+
+def segments() -> Segments:
+    """A sky of class 3 in the upper half, an object of class 1 below, nothing around it."""
+    ids = torch.zeros(1, 40, 40, dtype=torch.int64)
+    ids[0, :20], ids[0, 25:35, 5:15] = 1, 2
+    return Segments(ids, torch.tensor([[0.9, 0.8, 0]]), torch.tensor([[3, 1, -1]]))
+
+
+def test_segments_under_other_numbers() -> None:
+    """A query at its threshold comes and goes, and moves the numbers of those behind it."""
+    ours = segments()
+    ids = torch.tensor([0, 2, 1])[ours.panoptic_seg]
+    ids[0, 39, 39] = 3
+    theirs = [ids, torch.tensor([[0.8, 0.9, 0.5]]), torch.tensor([[1, 3, 0]])]
+    assert difference(ours, theirs, "x").startswith(
+        "x: 2 segments, 6.2e-04 of the pixels in others"
+    )
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("segment_scores", torch.tensor([[0.9, 0.7, 0]]), "scores within 1.0e-01"),
+        ("segment_classes", torch.tensor([[3, 2, -1]]), "6.2e-02 of the pixels"),
+        ("panoptic_seg", segments().panoptic_seg.clamp(max=1), "6.2e-02 of the pixels"),
+        ("panoptic_seg", segments().panoptic_seg * 0, "5.6e-01 of the pixels"),
+    ],
+)
+def test_segments_that_differ(name: str, value: torch.Tensor, message: str) -> None:
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        difference(segments(), segments()._replace(**{name: value}), "x")
+
+
+def test_an_image_without_segments() -> None:
+    nothing = Segments(torch.zeros(1, 4, 4, dtype=torch.int64), torch.zeros(1, 2), torch.full((1, 2), -1))  # fmt: skip
+    assert difference(nothing, nothing, "x") == "x: no segments, which shows little"
