@@ -59,3 +59,12 @@ def _loggers_of_their_own() -> Iterator[None]:
     _forget_output_folders()  # those of a run that a fixture of the session or the module made just now
     yield
     _forget_output_folders()
+
+
+@pytest.fixture
+def no_datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A folder without datasets, in which configs are loaded; nothing is written there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    yield
+    assert not list(tmp_path.iterdir())

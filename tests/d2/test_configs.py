@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("no_datasets")
 CONFIGS = Path(__file__).parents[2] / "configs"
 LEAVES = sorted(
     str(path.relative_to(CONFIGS))
@@ -59,15 +59,6 @@ def record(height: int, width: int) -> dict[str, Any]:
     instances.gt_masks = BitMasks(mask)
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     return {"image": image, "height": height, "width": width, "instances": instances}
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Configs load in a folder without datasets."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
-    yield
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("leaf", LEAVES)

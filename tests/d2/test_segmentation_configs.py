@@ -1,6 +1,5 @@
 """Every segmentation config: it loads without data, builds, and says what its recipe says."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("no_datasets")
 CONFIGS = Path(__file__).parents[2] / "configs"
 LEAVES = sorted(
     str(path.relative_to(CONFIGS))
@@ -33,15 +33,6 @@ def build(cfg: DictConfig) -> nn.Module:
 
 def millions(module: nn.Module) -> float:
     return round(sum(parameter.numel() for parameter in module.parameters()) / 1e6, 1)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Configs load in a folder without datasets."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
-    yield
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("leaf", LEAVES)

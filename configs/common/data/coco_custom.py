@@ -3,11 +3,10 @@
 docs/DATASETS.md has a worked example.
 """
 
-from detectron2.config import LazyCall as L
-
 from comer_d2.d2.data.augmentation import objects
 
 from .coco_detr import dataloader
+from .own import follow_dataset
 
 dataset = dict(
     name="custom",  # registered as custom_train and custom_val
@@ -27,13 +26,6 @@ dataset = dict(
     hint="",
 )
 
-for _split, _augment in (("train", "${dataset.augment}"), ("test", "none")):
-    dataloader[_split].mapper.augmentations = L(objects)(
-        image_size="${dataset.image_size}", augment=_augment
-    )
-dataloader.train.on_bad_image = "${dataset.on_bad_image}"
-dataloader.train.max_bad_images = "${dataset.max_bad_images}"
-dataloader.train.dataset.names = "${dataset.name}_train"
-dataloader.test.dataset.names = "${dataset.name}_val"
+follow_dataset(dataloader, objects)
 # Polygons and RLE both become bitmasks; "polygon" would refuse RLE.
 dataloader.train.mapper.instance_mask_format = "bitmask"

@@ -3,11 +3,10 @@
 docs/SEGMENTATION.md has a worked example.
 """
 
-from detectron2.config import LazyCall as L
-
 from comer_d2.d2.data.augmentation import label_maps
 
 from .ade20k_semantic import dataloader
+from .own import follow_dataset
 
 dataset = dict(
     format="semantic",
@@ -29,11 +28,4 @@ dataset = dict(
     hint="",
 )
 
-for _split, _augment in (("train", "${dataset.augment}"), ("test", "none")):
-    dataloader[_split].mapper.augmentations = L(label_maps)(
-        image_size="${dataset.image_size}", augment=_augment
-    )
-dataloader.train.on_bad_image = "${dataset.on_bad_image}"
-dataloader.train.max_bad_images = "${dataset.max_bad_images}"
-dataloader.train.dataset.names = "${dataset.name}_train"
-dataloader.test.dataset.names = "${dataset.name}_val"
+follow_dataset(dataloader, label_maps)
