@@ -51,17 +51,18 @@ CXX_FLAGS = [
 NVCC_FLAGS = [*DEFINES, "-DUSE_CUDA", "-std=c++20", "-O3", "--threads=2"]
 
 
+# A report's page and plots: training writes one, so `detectron2` has them, too.
+REPORT = ["jinja2", "matplotlib"]
 # What comer_d2.d2 imports beside Detectron2 itself, which is on no index: `make install` gets it.
 DETECTRON2 = [
+    *REPORT,
     "pycocotools",
     "fvcore",
     "omegaconf",
     "tqdm",
-    "Pillow>=10.1",  # ImageFont.load_default(size)
+    "Pillow>=10.1",
     "shapely",  # Detectron2 cuts polygon masks with it, in every recipe that crops
-    "matplotlib",
     "huggingface_hub",
-    "jinja2",
 ]
 QUICKSTART = [*DETECTRON2, "scikit-learn", "tensorboard"]
 SUPERVISION = ["supervision"]
@@ -73,6 +74,7 @@ DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 EXTRAS = {
     "detectron2": DETECTRON2,
     "quickstart": QUICKSTART,
+    "report": REPORT,
     "supervision": SUPERVISION,
     "video": VIDEO,
     "loggers": LOGGERS,
