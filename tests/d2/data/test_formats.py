@@ -171,6 +171,17 @@ def test_yolo_s_own_names_and_place(coco: Split, tmp_path: Path, capsys: pytest.
     assert Path(cfg.dataset.train_images) == tmp_path / "to yolo" / "images" / "train"
 
 
+def test_a_yolo_test_that_was_not_handed_out(coco: Split, tmp_path: Path) -> None:
+    write_yolo([coco], tmp_path / "yolo", boxes=False)
+    described = yaml.safe_load((tmp_path / "yolo" / "data.yaml").read_text())
+    (tmp_path / "yolo" / "data.yaml").write_text(yaml.safe_dump(described | {"test": "../test/images"}))  # fmt: skip
+    (again,) = read_yolo(tmp_path / "yolo")
+    assert again.notes == [f"test is left out: there is no {tmp_path / 'yolo' / '../test/images'}"]
+    (tmp_path / "yolo" / "data.yaml").write_text(yaml.safe_dump(described | {"val": "../val/images"}))  # fmt: skip
+    with pytest.raises(FormatError, match=r"not there: .*val/images"):
+        read_yolo(tmp_path / "yolo")
+
+
 def test_a_coco_json_s_name_says_which_part_it_is(coco: Split, tmp_path: Path) -> None:
     for name, part in {"instances_train2017": "train", "my_validation": "val", "latest": "latest"}.items():  # fmt: skip
         path = tmp_path / f"{name}.json"

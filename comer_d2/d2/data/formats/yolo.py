@@ -32,7 +32,8 @@ def read_yolo(source: Path) -> list[Split]:
         source: the data.yaml, or its folder.
 
     Returns:
-        Its splits. An image without a .txt is one without objects, as YOLO has it, and counted.
+        Its splits. An image without a .txt is one without objects, as YOLO has it, and counted. A `test` whose
+        photos were not handed out is left out with a note: it is no part of training.
 
     Raises:
         FormatError: with every line that is wrong.
@@ -58,7 +59,11 @@ def read_yolo(source: Path) -> list[Split]:
         entries = given if isinstance(given, list) else [given]
         if not all(isinstance(entry, str) for entry in entries):
             raise FormatError(f"{path}: {split}: {given!r}: a folder, a .txt list of files, or several of them")  # fmt: skip
-        files = _images(path, described, entries, findings)
+        places = [_place(path, described, entry) for entry in entries]
+        if split == "test" and splits and not any(place.exists() for place in places):
+            splits[-1].notes.append(f"test is left out: there is no {places[0]}")
+            continue
+        files = _images(places, findings)
         if not files:
             continue
         if len({file.is_absolute() for file in files}) > 1:
@@ -106,25 +111,27 @@ def _common(files: Sequence[Path]) -> Path:
     return shared
 
 
-def _images(
-    path: Path, described: dict[str, Any], given: Sequence[str], findings: Findings
-) -> list[Path]:
-    """The image files that an entry of data.yaml stands for: folders, or lists of files."""
+def _place(path: Path, described: dict[str, Any], entry: str) -> Path:
+    """Where an entry of data.yaml is, or should be."""
     roots = [path.parent / str(described.get("path") or "."), path.parent]
+    # Exports often say ../train/images and lie beside train/.
+    tried = [root / part for root in roots for part in (entry, entry.removeprefix("../"))]
+    return next((place for place in tried if place.exists()), tried[0])
+
+
+def _images(places: Sequence[Path], findings: Findings) -> list[Path]:
+    """The image files of folders, or of lists of files."""
     files: list[Path] = []
-    for entry in given:
-        # Exports often say ../train/images and lie beside train/.
-        tried = [root / part for root in roots for part in (entry, entry.removeprefix("../"))]
-        found = next((place for place in tried if place.exists()), None)
-        if found is None:
-            findings.add("folders or lists that are not there", str(tried[0]))
-        elif found.is_dir():
-            inside = (p for p in found.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
+    for place in places:
+        if not place.exists():
+            findings.add("folders or lists that are not there", str(place))
+        elif place.is_dir():
+            inside = (p for p in place.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
             files += (images := sorted(inside))
-            findings.extend("folders without an image", [] if images else [str(found)])
+            findings.extend("folders without an image", [] if images else [str(place)])
         else:
-            lines = [line.strip() for line in read_lines(found, findings)]
-            files += [found.parent / line for line in lines if line]
+            lines = [line.strip() for line in read_lines(place, findings)]
+            files += [place.parent / line for line in lines if line]
     return files
 
 
