@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.d2.runs import TINY
+from tests.d2.runs import ROOT, TINY
 from tests.d2.tiny_coco import write_tiny_coco
 
 
@@ -40,6 +40,20 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     datasets = tmp_path_factory.mktemp("datasets")
     make_digits(datasets / "digits", DigitsSpec(), progress=False)
     return datasets
+
+
+@pytest.fixture(scope="session")
+def learnt_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of the quickstart's Cascade R-CNN for boxes, which learnt the digits from scratch for a minute."""
+    from comer_d2.d2.cli import main
+
+    output = tmp_path_factory.mktemp("learnt") / "run"
+    options = ["train.max_iter=250", "train.eval_period=0", "train.report=False"]
+    config = str(ROOT / "configs/quickstart/cascade_rcnn_comer_digits.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(digits))
+        assert main(["--config-file", config, *options, f"train.output_dir={output}"]) == 0
+    return output
 
 
 def _forget_output_folders() -> None:

@@ -233,3 +233,19 @@ def test_patterns_csv_and_yolo(folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert "--threshold is for models that find objects" in capsys.readouterr().err
     assert predict(folder / "detector", tmp_path / "no", "nothing*.png") == 2
     assert "'nothing*.png' fits no file" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_predictions_have_the_ap_of_the_run(learnt_run: Path, digits: Path, tmp_path: Path) -> None:
+    """On the same images as the evaluation at the end of a training that has learnt something."""
+    images, annotations = digits / "digits" / "val", digits / "digits" / "val.json"
+    arguments = ["--json", "--threshold", "0", "--annotations", annotations, "--no-pictures"]
+    assert predict(learnt_run, tmp_path, images, *arguments) == 0
+    truth = COCO(str(annotations))
+    evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / "results.json")), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    measured = json.loads((learnt_run / "evaluation.json").read_text())["results"]["bbox"]
+    assert measured["AP"] > 5
+    assert 100 * evaluation.stats[0] == pytest.approx(measured["AP"], abs=1e-6)

@@ -1,16 +1,20 @@
 """Exported files: what another runtime computes is what the model computes, at other sizes, too."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from PIL import Image
 from torch import nn
 
+from comer_d2 import load
 from comer_d2.__main__ import main
 from comer_d2.d2.errors import UserError
 from comer_d2.d2.export import compare
@@ -72,6 +76,31 @@ def test_a_whole_model_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[
     )
     assert "128 x 128: sem_seg within" in printed and "96 x 128: sem_seg within" in printed
     assert path.stat().st_size > 1e6
+
+
+@pytest.mark.slow
+def test_what_has_learnt_finds_the_same_in_onnx(
+    learnt_run: Path, digits: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "digits.onnx"
+    size = ["--fixed-size", "128", "128"]
+    assert main(["export", str(learnt_run), str(path), "--format", "onnx", *size]) == 0
+    session = onnxruntime.InferenceSession(path)
+    names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
+    model = load(learnt_run)
+    found = 0
+    for image in sorted((digits / "digits" / "val").iterdir())[:20]:
+        pixels = np.asarray(Image.open(image).convert("RGB"), np.float32).transpose(2, 0, 1)
+        boxes, scores, classes = session.run(
+            ["boxes", "scores", "classes"], {"images": pixels[None]}
+        )
+        expected = model(image, threshold=0.2)
+        taken = scores[0] >= 0.2
+        assert [names[i] for i in classes[0, taken]] == [names[i] for i in expected.classes]
+        np.testing.assert_allclose(boxes[0, taken], expected.boxes, atol=0.01)
+        np.testing.assert_allclose(scores[0, taken], expected.scores, atol=1e-4)
+        found += taken.sum()
+    assert found > 20
 
 
 def test_a_saved_program_runs_at_other_sizes(tmp_path: Path) -> None:
