@@ -220,14 +220,15 @@ __global__ void __launch_bounds__(kTaps == 1 ? 1024 : 256) correlate_kernel(
   const int level_index = table.level_of(chunk);
   const ConvLevel level = table.level[level_index];
   const int64_t stride = table.channels;
-  const int32_t all_segments = table.batch * level.height * level.parts;
-  const int32_t begin = (chunk - level.first) * walk.segments;
-  const int32_t end = min(begin + walk.segments, all_segments);
+  // Unsigned: there are up to 2**31 segments, and a step goes beyond the last.
+  const uint32_t all_segments = static_cast<uint32_t>(table.batch) * level.height * level.parts;
+  const uint32_t begin = static_cast<uint32_t>(chunk - level.first) * walk.segments;
+  const uint32_t end = min(begin + walk.segments, all_segments);
 
   Real tap[kTaps][kChannels] = {};
   Real total[kChannels] = {};
   if (within < table.share) {
-    for (int32_t segment = begin + walk_row; segment < end; segment += walk.rows) {
+    for (uint32_t segment = begin + walk_row; segment < end; segment += walk.rows) {
       const int32_t line = segment / level.parts, row = line % level.height;
       const int32_t column = segment % level.parts * kSegment;
       const int32_t last = min(column + kSegment, level.width);
