@@ -6,13 +6,15 @@
 
 It needs torch and timm (and pytest), no network, and Detectron2 only for the detectors' steps. Every part of
 gpu_parts.py runs in a process of its own with a time limit, and the rest goes on after a failure. One table
-is printed; JSON and markdown of the same are named by card and versions. The exit code is 0 where every part
-ran or was skipped for a reason and no target was missed, 1 otherwise.
+is printed; JSON and markdown of the same, and a log of all that the parts printed, are named by card and versions
+and written anew after every part, so that a run that is cut off leaves what it found. The exit code is 0 where
+every part ran or was skipped for a reason and no target was missed, 1 otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,8 @@ def run_part(name: str, device: str) -> dict[str, Any]:
     import gpu_parts
 
     try:
+        if device == "cuda" and name != "build":
+            op.require_compiled(device)
         figures = gpu_parts.PARTS[name].run(device)
     except gpu_parts.SkippedError as reason:
         return {"status": "skipped", "why": str(reason)}
@@ -82,24 +87,47 @@ def last_line(output: str) -> str:
     return lines[-1] if lines else "nothing was printed"
 
 
-def run_all(names: list[str], device: str, minutes: float) -> dict[str, dict[str, Any]]:
-    """Runs parts one after the other within the time, and says how each went."""
+def seconds_for(names: list[str], left: float) -> float:
+    """What the first of these parts may take: its own limit, or its share of the time left if that is more."""
     import gpu_parts
 
+    limits = [gpu_parts.PARTS[name].seconds for name in names]
+    return min(left, max(limits[0], left * limits[0] / sum(limits)))
+
+
+def run_all(
+    names: list[str],
+    device: str,
+    minutes: float,
+    keep: Callable[[dict[str, dict[str, Any]]], None],
+) -> dict[str, dict[str, Any]]:
+    """Runs parts one after the other within the time, says how each went, and keeps what is known so far."""
     end, results = time.monotonic() + 60 * minutes, {}
-    for name in names:
+    for number, name in enumerate(names):
         left = end - time.monotonic()
         print(f"{name} ...", end=" ", flush=True)
         start = time.monotonic()
         if left < 5:
             result = {"status": "failed", "why": f"no time left of {minutes:g} minutes"}
         else:
-            result = run_apart(name, device, min(left, gpu_parts.PARTS[name].seconds))
+            result = run_apart(name, device, seconds_for(names[number:], left))
         results[name] = {**result, "seconds": time.monotonic() - start}
         print(f"{in_words(result)} ({results[name]['seconds']:.0f} s)", flush=True)
         if result["status"] == "failed" and result.get("output"):
             print("\n".join("    " + line for line in result["output"].splitlines()[-15:]))
+        keep(results)
     return results
+
+
+def write_results(
+    path: Path, about: dict[str, str], results: dict[str, dict[str, Any]], note: str | None
+) -> None:
+    """Writes the figures as JSON and as markdown, and a log of all that the parts printed."""
+    parts = {name: {k: v for k, v in r.items() if k != "output"} for name, r in results.items()}
+    op.write(path, {"machine": about, "parts": parts})
+    path.with_suffix(".md").write_text(report(about, results, note))
+    logs = [f"=== {name}\n{result.get('output', '')}" for name, result in results.items()]
+    path.with_suffix(".log").write_text("\n".join(logs))
 
 
 def in_words(result: dict[str, Any]) -> str:
@@ -213,15 +241,13 @@ def main() -> int:
     if device == "cpu":
         print(NO_GPU)
     minutes = options.minutes or (8 if gpu_parts.find_missing("detectron2") else 12)
-    results = run_all(names, device, minutes)
-    text = report(about, results, NO_GPU if device == "cpu" else None)
-    print("\n" + text)
+    note = NO_GPU if device == "cpu" else None
     folder = options.output or (RESULTS if device == "cuda" else op.ROOT / "build" / "gpu")
     path = folder / f"{file_name(about)}.json"
-    parts = {name: {k: v for k, v in r.items() if k != "output"} for name, r in results.items()}
-    op.write(path, {"machine": about, "parts": parts})
-    path.with_suffix(".md").write_text(text)
-    print(f"written: {path} and .md")
+    keep = functools.partial(write_results, path, about, note=note)
+    results = run_all(names, device, minutes, keep)
+    print("\n" + report(about, results, note))
+    print(f"written: {path}, .md and .log")
     wrong = missed(results)
     for name in wrong:
         print(f"MISSED  {name}")

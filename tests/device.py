@@ -12,6 +12,16 @@ def load_numbers(path: Path) -> dict[str, Tensor]:
     return load_file(path, device=str(torch.get_default_device()))
 
 
-def autocast(dtype: torch.dtype) -> torch.autocast:
+def device_type() -> str:
+    """The type of the device under test, as autocast asks for it: read in a test, not at import."""
+    return torch.get_default_device().type
+
+
+def autocast(dtype: torch.dtype, enabled: bool = True) -> torch.autocast:
     """Autocast of the device under test."""
-    return torch.autocast(torch.get_default_device().type, dtype)
+    return torch.autocast(device_type(), dtype, enabled=enabled)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator of the device under test, which no other device's tensors can be drawn with."""
+    return torch.Generator(device_type()).manual_seed(seed)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from comer_d2 import ops
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -64,6 +68,79 @@ def test_the_command_says_what_it_skipped(tmp_path: Path) -> None:
     text = written.with_suffix(".md").read_text()
     assert "| token convolution | ran |" in text
     assert gpu.NO_GPU in text
+    assert written.with_suffix(".log").read_text().startswith("=== token convolution\n")
+
+
+def test_what_was_found_outlives_a_run_that_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run_apart(name: str, device: str, seconds: float) -> dict[str, object]:
+        if name == "memory":
+            raise KeyboardInterrupt
+        return {"status": "ran", "rows": [{"step": 1.5}], "targets": [], "output": "all of it"}
+
+    def keep(results: dict[str, dict[str, object]]) -> None:
+        gpu.write_results(tmp_path / "found.json", {"device": "A card"}, results, None)
+
+    monkeypatch.setattr(gpu, "run_apart", run_apart)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.run_all(["eager steps", "memory"], "cuda", 8, keep)
+    parts = json.loads((tmp_path / "found.json").read_text())["parts"]
+    assert parts["eager steps"]["rows"] == [{"step": 1.5}] and list(parts) == ["eager steps"]
+    assert (tmp_path / "found.log").read_text() == "=== eager steps\nall of it"
+
+
+def test_parts_share_the_time_that_is_left() -> None:
+    names = list(gpu_parts.PARTS)
+    limit = gpu_parts.PARTS[names[0]].seconds
+    assert gpu.seconds_for(names, 480) == limit  # less than there would be for all
+    assert gpu.seconds_for(["compiled steps, S", "compiled steps, L"], 540) == 270
+    assert gpu.seconds_for(names, 7) == 7
+
+
+@pytest.mark.parametrize("name", ["deformable attention", "eager steps"])
+def test_pytorchs_code_is_not_measured_in_the_operators_place(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As where the build has failed."""
+    monkeypatch.setattr(ops, "library_status", lambda: {"cuda": "there is no _C_cuda library"})
+    result = gpu.run_part(name, "cuda")
+    assert result["status"] == "failed"
+    assert result["why"] == "there is nothing to measure: there is no _C_cuda library"
+
+
+# What a machine with a GPU needs to have for `make gpu`, with what comer_d2 itself stands on.
+PACKAGES = {"torch", "torchvision", "timm", "numpy", "scipy", "safetensors", "pytest"}
+
+
+def statements_for_any_device(path: Path) -> Iterator[ast.AST]:
+    """All of a file of tests but those of the CPU alone."""
+    for statement in ast.parse(path.read_text()).body:
+        marks = [ast.unparse(mark) for mark in getattr(statement, "decorator_list", ())]
+        if "pytest.mark.cpu" not in marks:
+            yield from ast.walk(statement)
+
+
+def test_tests_of_any_device_name_none_and_need_no_other_package() -> None:
+    """A GPU's machine may have no more than torch, timm and pytest, and its tests no tensor on a CPU."""
+    known, wrong = PACKAGES | sys.stdlib_module_names | {"comer_d2", "tests"}, []
+    files = [
+        p for room in ("layers", "network", "heads") for p in (ROOT / "tests" / room).rglob("*.py")
+    ]
+    for path in files:
+        for node in statements_for_any_device(path):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                first = node.names[0].name if isinstance(node, ast.Import) else node.module
+                named = [] if first.partition(".")[0] in known else [first]
+            elif isinstance(node, ast.Call):
+                call = ast.unparse(node)
+                named = (
+                    [call] if call.startswith(("torch.autocast('cpu'", "torch.Generator()")) else []
+                )
+            else:
+                continue
+            wrong += [f"{path.name}, line {node.lineno}: {name}" for name in named]
+    assert len(files) > 20 and not wrong
 
 
 def test_a_part_that_takes_too_long_is_ended() -> None:

@@ -6,6 +6,7 @@ from torch import nn
 
 from comer_d2.layers.linear import Linear
 from comer_d2.layers.narrow import narrow_weights, narrowed
+from tests.device import autocast, device_type, seeded
 from tests.networks import make_network
 from tests.weights.cases import CASES, SIDE, make_net
 
@@ -21,7 +22,7 @@ def test_the_same_numbers_as_autocasts(family: str, dtype: torch.dtype) -> None:
     else:
         net = make_net(CASES[family], window_size=3, window_block_indexes=(0,))
     net, image = net.float().eval(), torch.randn(1, 3, SIDE, SIDE)
-    with torch.no_grad(), torch.autocast("cpu", dtype):
+    with torch.no_grad(), autocast(dtype):
         before = net(image)
         narrow_weights(net, dtype)
         after = net(image)
@@ -37,9 +38,9 @@ def two_layers() -> nn.Sequential:
 
 
 def step(net: nn.Module, together: bool) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(3, 8, generator=seeded(1))
     parts = [net] if together else []
-    with torch.autocast("cpu", torch.bfloat16), narrowed(*parts, device="cpu"):
+    with autocast(torch.bfloat16), narrowed(*parts, device=device_type()):
         output = net(x)
     output.float().square().sum().backward()
     return output, [p.grad for p in net.parameters()]
@@ -65,17 +66,17 @@ def test_weights_cast_together_give_autocasts_step(frozen: tuple[int, ...]) -> N
 def test_layers_have_their_own_weights_before_and_after() -> None:
     net = two_layers()
     weight, parameters = net[0].weight, list(net.parameters())
-    with torch.autocast("cpu", torch.bfloat16):
-        with narrowed(net, device="cpu"):
+    with autocast(torch.bfloat16):
+        with narrowed(net, device=device_type()):
             assert net[0].weight.dtype == torch.bfloat16
             assert next(iter(net.parameters())) is weight
             assert net.state_dict()["0.weight"].dtype == torch.float32
         assert net[0].weight is weight
-        with pytest.raises(RuntimeError, match="on purpose"), narrowed(net, device="cpu"):
+        with pytest.raises(RuntimeError, match="on purpose"), narrowed(net, device=device_type()):
             raise RuntimeError("on purpose")
-        with torch.no_grad(), narrowed(net, device="cpu"):
+        with torch.no_grad(), narrowed(net, device=device_type()):
             assert net[0].weight is weight  # autocast's business
-    with narrowed(net, device="cpu"):
+    with narrowed(net, device=device_type()):
         assert net[0].weight is weight
     assert [id(p) for p in net.parameters()] == [id(p) for p in parameters]
 
@@ -116,7 +117,7 @@ def test_a_step_of_the_network_casts_in_few_operations(checkpointing: bool | str
     )
     image = torch.randn(1, 3, SIDE, SIDE)
     with torch.profiler.profile() as profile:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(torch.bfloat16):
             outputs = net(image)
         sum(o.float().sum() for o in outputs.values()).backward()
     calls = {event.key: event.count for event in profile.key_averages()}

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from comer_d2.layers.norm import LayerNorm
+from tests.device import autocast
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -32,7 +33,7 @@ def test_autocasts_type_with_float32_statistics(dtype: torch.dtype, given: torch
     exact.double()
     x = (100 * torch.randn(2, 5, 1) + torch.randn(2, 5, 256)).to(given).requires_grad_()
     rounded = x.detach().to(dtype).double().requires_grad_()
-    with torch.autocast("cpu", dtype):
+    with autocast(dtype):
         y = own(x)
     assert y.dtype == dtype
     expected = exact(rounded)
@@ -52,12 +53,12 @@ def test_autocasts_type_with_float32_statistics(dtype: torch.dtype, given: torch
 
 def test_float64_is_left_alone_under_autocast() -> None:
     own = norms(24)[0].double()
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(torch.bfloat16):
         assert own(torch.randn(3, 24, dtype=torch.float64)).dtype == torch.float64
 
 
 @pytest.mark.parametrize("arguments", [{"elementwise_affine": False}, {"bias": False}])
 def test_without_affine_parts(arguments: dict[str, bool]) -> None:
     norm = LayerNorm(24, **arguments)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(torch.bfloat16):
         assert norm(torch.randn(3, 24)).dtype == torch.bfloat16

@@ -10,6 +10,7 @@ from comer_d2.layers.positions import (
     resize_bicubic,
     resize_position_table,
 )
+from tests.device import autocast
 
 SIZES = [(14, 14), (9, 20), (37, 5), (1, 3)]
 
@@ -30,7 +31,7 @@ def test_equals_bicubic_interpolation_with_its_gradient(size: tuple[int, int]) -
 def test_a_table_is_resized_in_float32_or_better(dtype: torch.dtype) -> None:
     table = torch.randn(1, 49, 8).to(dtype)
     expected = resize_position_table(table.double(), 5, 12)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(torch.bfloat16):
         resized = resize_position_table(table, 5, 12)
     assert resized.dtype == dtype
     torch.testing.assert_close(resized, expected.to(dtype), atol=2e-6, rtol=torch.finfo(dtype).eps)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from comer_d2.network import ViT, ViTCoMerNet
+from tests.device import autocast
 
 
 def make_net(freeze_at: int, frozen_dtype: str = "float32", **arguments: object) -> ViTCoMerNet:
@@ -70,8 +71,8 @@ def test_features_are_those_of_the_net_that_is_not_frozen() -> None:
         assert torch.equal(m, free(image)[name])
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_kept_in_bfloat16_it_computes_nearly_the_same(autocast: bool) -> None:
+@pytest.mark.parametrize("halved", [False, True])
+def test_kept_in_bfloat16_it_computes_nearly_the_same(halved: bool) -> None:
     half, whole = make_net(4, frozen_dtype="bfloat16"), make_net(4)
     kept = {name: p.dtype for name, p in half.named_parameters() if p.dtype != torch.float32}
     assert set(kept.values()) == {torch.bfloat16}
@@ -82,12 +83,12 @@ def test_kept_in_bfloat16_it_computes_nearly_the_same(autocast: bool) -> None:
     whole.load_state_dict(state)
     half.load_state_dict(state)
     image = torch.randn(1, 3, 64, 64)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with autocast(torch.bfloat16, enabled=halved):
         outputs, expected = half.eval()(image), whole.eval()(image)
     for name, m in outputs.items():
         assert m.dtype == expected[name].dtype
         error = (m - expected[name]).norm() / expected[name].norm()
-        assert error == 0 if autocast else 0 < error < 0.02
+        assert error == 0 if halved else 0 < error < 0.02
     sum(m.float().square().mean() for m in outputs.values()).backward()
     assert not [n for n, p in half.named_parameters() if p.requires_grad and p.grad is None]
 

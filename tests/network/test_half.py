@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from comer_d2.layers.levels import Levels
 from comer_d2.layers.norm import LayerNorm, LayerScale
 from comer_d2.network import ViTCoMerNet
+from tests.device import autocast, seeded
 from tests.networks import make_network
 
 SIZES = {
@@ -48,8 +49,8 @@ def as_on_cuda(patch: pytest.MonkeyPatch) -> None:
     """Norms whose weights are rounded, too, as CUDA's kernel wants them."""
 
     def forward(self: LayerNorm, x: Tensor) -> Tensor:
-        dtype = torch.get_autocast_dtype("cpu")
-        with torch.autocast("cpu", enabled=False):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        with torch.autocast(x.device.type, enabled=False):
             x, weight, bias = (t.to(dtype).float() for t in (x, self.weight, self.bias))
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).to(dtype)
 
@@ -60,9 +61,9 @@ def run(
     net: ViTCoMerNet, image: Tensor, dtype: torch.dtype | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     net.zero_grad()
-    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+    with autocast(dtype or torch.bfloat16, enabled=dtype is not None):
         outputs = net(image)
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     total = sum(
         (o.float() * torch.randn(o.shape, generator=generator)).sum() for o in outputs.values()
     )

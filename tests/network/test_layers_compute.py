@@ -160,6 +160,7 @@ def test_parametrizations_take_effect_and_train() -> None:
     assert [n for n, grad in factors.items() if grad is None or not grad] == []
 
 
+@pytest.mark.cpu  # peft is nothing that `make gpu` asks for
 @pytest.mark.parametrize("family", ["plain", "beit", "eva02-base", "dinov3-plus"])
 def test_lora_changes_the_output_and_trains(family: str) -> None:
     """With peft itself, on all its targets: of each layer both tensors get a gradient."""
@@ -190,6 +191,7 @@ def test_lora_changes_the_output_and_trains(family: str) -> None:
             torch.testing.assert_close(value, outputs[name], atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.cpu  # nor is torchao
 def test_weight_only_quantisation() -> None:
     """By torchao: every linear layer holds int8 weights, and the output is that of their values."""
     from torchao import quantization
