@@ -18,10 +18,12 @@ import pycocotools.mask as mask_util
 
 from .findings import NOT_SET, Findings, summarise
 from .images import BadImage, check_images, turned_by_exif
-from .segmentation_geometry import polygon_problem, rle_problem
+from .segmentation_geometry import box_of, overlap, polygon_problem, rle_problem
 
 BOX_TOLERANCE = 1.0  # pixels a box may reach over its image's edge: tools round differently
 SLIGHTLY = 0.05  # of the image's side: a box further outside is a mistake, not a rounding
+APART = 0.25  # IoU of a box with that of its own segmentation: below, they are of different places
+SHARES = 1.01  # largest number of a box in shares of its image, with what a converter rounds
 MAX_OBJECTS = 10_000  # in an image: the RPN compares each with some 260,000 anchors, 10 GB in all
 MAX_MASK_BYTES = 2**32  # of an image's masks, a byte a pixel
 
@@ -100,7 +102,8 @@ def read_coco(
         if annotation.get("id") is None:
             annotation["id"] = f"number {number}"
     check_files(found, Path(images), max_bad_images, decode=decode, title=title)
-    check_categories(found, {annotation["category_id"] for annotation in content["annotations"]})
+    objects = [a for a in content["annotations"] if not a.get("iscrowd")]
+    check_categories(found, {annotation["category_id"] for annotation in objects})
     check_annotations(found, need_masks, repair)
     _complete(found)
     return found
@@ -191,7 +194,7 @@ def check_files(
     paths = [folder / name for name in _find_files(found, folder)]
     sizes = check_images(paths, decode=decode, title=title)
     images = found.content["images"]
-    counts = Counter(image["file_name"] for image in images)
+    counts = Counter(os.path.normpath(image["file_name"]) for image in images)
     found.findings.extend(
         "images that are listed more than once, under different ids",
         (name for name, count in counts.items() if count > 1),
@@ -259,7 +262,12 @@ def _find_files(found: CocoFile, folder: Path) -> list[str]:
 
 
 def check_categories(found: CocoFile, used: set[int]) -> None:
-    """Names that are missing or come twice; categories that no annotation uses."""
+    """Names that are missing or come twice; categories that no object is of.
+
+    Args:
+        found: with the categories.
+        used: ids of those that objects are of; a crowd is none.
+    """
     names = Counter(found.categories.values())
     found.findings.extend(
         "categories without a name",
@@ -271,7 +279,7 @@ def check_categories(found: CocoFile, used: set[int]) -> None:
         (repr(name) for name, count in names.items() if count > 1),
     )
     found.note(
-        "categories without an annotation (they count as classes all the same)",
+        "categories without an object (they count as classes all the same)",
         (f"{i}: {name!r}" for i, name in found.categories.items() if i not in used),
     )
 
@@ -319,6 +327,8 @@ def check_annotations(found: CocoFile, need_masks: bool, repair: bool) -> None:
         content["annotations"] = [a for a in annotations if id(a) not in dropped]
     if not content["annotations"]:
         findings.add("no annotation is left")
+    _check_agreement(found, images, need_masks)
+    _check_repeated(found)
 
 
 def _check_crowds(found: CocoFile) -> None:
@@ -372,11 +382,13 @@ def _check_boxes(
         "boxes that are not four finite numbers [x, y, width, height], width and height not below 0",
         map(_name_and_box, broken),
     )
-    if boxes and all(max(a["bbox"]) <= 1 for a in boxes) and any(max(a["bbox"]) > 0 for a in boxes):
-        findings.add(
-            "all boxes lie between 0 and 1: they are shares of the image, and COCO's are pixels; multiply x and width "
-            "by the image's width, y and height by its height"
-        )
+    shares = [a for a in boxes if _is_share(a["bbox"])]
+    if shares:
+        what = "they are shares of the image, and COCO's are pixels; multiply x and width by the image's width, y and height by its height"
+        if len(shares) == len(boxes):
+            findings.add(f"all boxes lie between 0 and 1: {what}")
+        else:
+            findings.extend(f"boxes that lie between 0 and 1 ({what})", map(_name_and_box, shares))
         return set()
     for annotation in boxes:
         image = images[annotation["image_id"]]
@@ -468,6 +480,48 @@ def _check_segmentations(
             annotation["segmentation"] = kept or "dropped"
 
 
+def _check_agreement(found: CocoFile, images: dict[Any, dict], need_masks: bool) -> None:
+    """Boxes and segmentations that are of different places, once each of them is sound.
+
+    Swapped or scaled coordinates, and shapes of other objects, all lie inside the image.
+    """
+    if found.findings:
+        return
+    apart, count = [], 0
+    for annotation in found.content["annotations"]:
+        segmentation = annotation.get("segmentation")
+        if annotation["iscrowd"] or not segmentation:
+            continue
+        count += 1
+        image = images[annotation["image_id"]]
+        if (
+            overlap(annotation["bbox"], box_of(segmentation, image["width"], image["height"]))
+            < APART
+        ):
+            apart.append(_name_and_box(annotation))
+    what = "annotations whose segmentation lies elsewhere than their box"
+    if need_masks and len(apart) > count / 2:
+        found.findings.extend(
+            f"{what} (are the coordinates of one of them shares of the image, or x and y swapped? bbox "
+            "is [x, y, width, height], of which x and y are the left upper corner)",
+            apart,
+        )
+    else:
+        found.note(what, apart)
+
+
+def _check_repeated(found: CocoFile) -> None:
+    """The same object twice, as files that were put together have it: one of the two cannot be found again."""
+    places: Counter[tuple[Any, ...]] = Counter()
+    repeated = []
+    for annotation in found.content["annotations"]:
+        place = (annotation["image_id"], annotation["category_id"], str(annotation["bbox"]))
+        places[place] += 1
+        if places[place] > 1:
+            repeated.append(_name_and_box(annotation))
+    found.note("annotations that repeat another one's image, category and box", repeated)
+
+
 SEGMENTATION_PROBLEMS = {
     "form": "segmentations that are neither a list of polygons [[x0, y0, x1, y1, ...], ...] nor an RLE with size and counts",
     "finite": "polygons with a coordinate that is no finite number",
@@ -534,6 +588,11 @@ def _is_area(value: Any) -> bool:
 
 def _is_box(box: list) -> bool:
     return len(box) == 4 and all(map(_is_number, box)) and min(box[2:]) >= 0
+
+
+def _is_share(box: list[float]) -> bool:
+    """Whether a box lies within the first pixel, and not because it is that pixel."""
+    return 0 < max(box) <= SHARES and min(box) >= 0 and not all(float(v).is_integer() for v in box)
 
 
 def _name(annotation: dict[str, Any]) -> str:

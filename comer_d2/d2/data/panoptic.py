@@ -16,7 +16,15 @@ from omegaconf import DictConfig
 from ..errors import UserError
 from ..evaluation.panoptic import PanopticEvaluator
 from ..evaluation.semantic import SemanticEvaluator
-from .coco_json import CocoFile, check_categories, check_fields, check_files, check_numbers, parse
+from .coco_json import (
+    CocoFile,
+    check_categories,
+    check_fields,
+    check_files,
+    check_numbers,
+    parse,
+    read_coco,
+)
 from .findings import SHOWN
 from .images import read_all
 from .kind import (
@@ -32,7 +40,13 @@ from .kind import (
 )
 from .mappers import PanopticMapper
 from .panoptic_json import load_panoptic
-from .semantic_labels import IGNORE_LABEL, SemanticLabels, read_segments
+from .panoptic_png import VOID
+from .semantic_labels import (
+    IGNORE_LABEL,
+    SemanticLabels,
+    read_present_segments,
+    read_segments,
+)
 
 
 class PanopticData(DatasetKind):
@@ -50,8 +64,8 @@ class PanopticData(DatasetKind):
     ) -> CheckedDataset:
         dataset = cfg.dataset
         files = {split: _read(dataset, split, decode) for split in SPLITS}
-        keys = {split: _key(dataset, split) for split in SPLITS}
-        check_problems(dataset, {keys[s]: file.findings for s, file in files.items()}, shown)
+        problems = {_key(dataset, s): file.findings for s, file in files.items()}
+        check_problems(dataset, problems, shown)
         categories = [_categories(file) for file in files.values()]
         if categories[0] != categories[1]:
             raise DatasetError(
@@ -68,6 +82,10 @@ class PanopticData(DatasetKind):
                 f"are {names}, things first; leave it out"
             )
         num_things = sum(is_thing for _, _, is_thing in ordered)
+        given = {split: dataset.get(f"{split}_instances") for split in SPLITS}
+        instances = {s: _read_instances(dataset, s, files[s]) for s, path in given.items() if path}
+        problems = {_key(dataset, s, "instances"): f.findings for s, f in instances.items()}
+        check_problems(dataset, problems, shown)
         return CheckedDataset(
             values={
                 "num_classes": len(names),
@@ -77,17 +95,22 @@ class PanopticData(DatasetKind):
             },
             splits={
                 split: {
-                    "json_file": write_for_this_process(file.content, f"{dataset.name}_{split}")
-                    if file.changed
-                    else str(dataset[f"{split}_json"]),
+                    "json_file": _path(file, dataset, split, "json"),
                     "images": str(dataset[f"{split}_images"]),
                     "masks": str(dataset[f"{split}_masks"]),
-                    "instances": dataset.get(f"{split}_instances") or None,
+                    "instances": _path(instances[split], dataset, split, "instances")
+                    if split in instances
+                    else None,
                     "category_ids": [i for i, _, _ in ordered],
                 }
                 for split, file in files.items()
             },
-            notes=[f"{keys[s]}: {note}" for s, file in files.items() for note in file.notes],
+            notes=[
+                f"{_key(dataset, split, part)}: {note}"
+                for part, found in (("json", files), ("instances", instances))
+                for split, file in found.items()
+                for note in file.notes
+            ],
         )
 
     @staticmethod
@@ -108,7 +131,7 @@ class PanopticData(DatasetKind):
             panoptic_root=paths[2],
             ignore_label=IGNORE_LABEL,
             evaluator_type="coco_panoptic_seg",
-            **({"json_file": str(instances)} if instances else {}),
+            **({"json_file": instances} if instances else {}),
         )
 
     @property
@@ -149,14 +172,53 @@ class PanopticData(DatasetKind):
         return file.notes, {f"{split}_json": name}
 
 
-def _key(dataset: DictConfig, split: str) -> str:
-    path = dataset.get(f"{split}_json")
-    return f"dataset.{split}_json={path}" if path else f"dataset.{split}_json"
+def _key(dataset: DictConfig, split: str, part: str = "json") -> str:
+    path = dataset.get(f"{split}_{part}")
+    return f"dataset.{split}_{part}={path}" if path else f"dataset.{split}_{part}"
+
+
+def _path(file: CocoFile, dataset: DictConfig, split: str, part: str) -> str:
+    """Where a file can be read as it was completed."""
+    if file.changed:
+        return write_for_this_process(file.content, f"{dataset.name}_{split}_{part}")
+    return str(dataset[f"{split}_{part}"])
 
 
 def _categories(file: CocoFile) -> list[tuple[int, str, bool]]:
     """(id, name, is a thing) in the file's order."""
     return sorted((c["id"], c["name"], bool(c["isthing"])) for c in file.content["categories"])
+
+
+def _read_instances(dataset: DictConfig, split: str, segments: CocoFile) -> CocoFile:
+    """A COCO instances file of exactly the images and things of a panoptic one.
+
+    COCO's evaluation goes by ids, and counts the objects of every image that the file lists.
+    """
+    found = read_coco(
+        dataset[f"{split}_instances"],
+        dataset[f"{split}_images"],
+        need_masks=True,
+        max_bad_images=share_of_bad_images(dataset),
+    )
+    if found.findings:
+        return found
+    annotated = {a["image_id"] for a in segments.content["annotations"]}
+    images = {(i["id"], i["file_name"]) for i in segments.content["images"] if i["id"] in annotated}
+    things = {(i, name) for i, name, is_thing in _categories(segments) if is_thing}
+    for what, own, others in (
+        (
+            "images (id, file_name)",
+            {(i["id"], i["file_name"]) for i in found.content["images"]},
+            images,
+        ),
+        ("categories (id, name)", set(found.categories.items()), things),
+    ):
+        where = f"dataset.{split}_json{' (things)' if others is things else ''}"
+        found.findings.extend(f"{what} that {where} lacks", map(str, sorted(own - others, key=str)))
+        found.findings.extend(
+            f"{what} of {where} that are missing", map(str, sorted(others - own, key=str))
+        )
+    return found
 
 
 def _read(dataset: DictConfig, split: str, decode: bool) -> CocoFile:
@@ -187,9 +249,6 @@ def _read(dataset: DictConfig, split: str, decode: bool) -> CocoFile:
     title = f"{dataset.name}_{split}"
     images = Path(dataset[f"{split}_images"])
     check_files(found, images, share_of_bad_images(dataset), decode=decode, title=title)
-    check_categories(
-        found, {s.get("category_id") for a in content["annotations"] for s in a["segments_info"]}
-    )
     _check_segments(found, Path(masks), title)
     return found
 
@@ -213,60 +272,99 @@ def _check_segments(found: CocoFile, folder: Path, title: str) -> None:
         "images without an annotation, which are not used",
         (image["file_name"] for i, image in images.items() if i not in annotated),
     )
-    segments = {a["image_id"]: len(a["segments_info"]) for a in annotations}
-    check_numbers(findings, segments, images, need_masks=True)
-    categories = found.categories
-    broken = [
-        f"{a['file_name']}: {s!r}"
-        for a in annotations
-        for s in a["segments_info"]
-        if not isinstance(s, dict) or not isinstance(s.get("id"), int) or "category_id" not in s
-    ]
-    findings.extend("segments without a number as id or without category_id", broken)
+    numbers = {a["image_id"]: len(a["segments_info"]) for a in annotations}
+    check_numbers(findings, numbers, images, need_masks=True)
+    findings.extend(
+        "categories whose isthing is neither 0 nor 1",
+        (
+            f"{c['name']!r}: {c['isthing']}"
+            for c in content["categories"]
+            if c["isthing"] not in (0, 1)
+        ),
+    )
+    segments = [(a["file_name"], s) for a in annotations for s in a["segments_info"]]
+    broken = [f"{name}: {segment!r}" for name, segment in segments if not _is_segment(segment)]
+    findings.extend(
+        "segments that are no object with an id above 0 (0 stands for no segment), a category_id and perhaps an "
+        "iscrowd of 0 or 1",
+        broken,
+    )
     if broken:
         return
+    check_categories(found, {s["category_id"] for _, s in segments if not s.get("iscrowd")})
+    categories = found.categories
     findings.extend(
         "segments of a category that is not listed (category_id)",
         (
-            f"{a['file_name']}: {s['category_id']}"
-            for a in annotations
-            for s in a["segments_info"]
+            f"{name}: {s['category_id']}"
+            for name, s in segments
             if s["category_id"] not in categories
         ),
     )
-    sized = [
-        a for a in annotations if "size_is_wrong" not in images.get(a["image_id"], "size_is_wrong")
-    ]
-    bad, other = [], []
-    for annotation, ids in zip(sized, _read_all(sized, folder, title), strict=True):
-        image = images[annotation["image_id"]]
-        if isinstance(ids, UserError):
-            bad.append(str(ids))
-        elif ids != (image["width"], image["height"]):
-            other.append(
-                "{} is {} x {}, its image {} x {}".format(
-                    annotation["file_name"], *ids, image["width"], image["height"]
-                )
-            )
+    counts = Counter((name, segment["id"]) for name, segment in segments)
     findings.extend(
+        "segments whose id another one of the same PNG has",
+        (f"{name}: {i}" for (name, i), count in counts.items() if count > 1),
+    )
+    _check_pngs(found, folder, images, title)
+
+
+def _is_segment(segment: Any) -> bool:
+    if not isinstance(segment, dict) or segment.get("iscrowd") not in (None, 0, 1):
+        return False
+    numbers = (segment.get("id"), segment.get("category_id"))
+    return all(isinstance(number, int) for number in numbers) and numbers[0] > VOID
+
+
+def _check_pngs(found: CocoFile, folder: Path, images: dict[Any, dict], title: str) -> None:
+    """PNGs and what they hold; nothing but void and crowds is nothing to learn, and nothing to measure."""
+    sized = [
+        a
+        for a in found.content["annotations"]
+        if "size_is_wrong" not in images.get(a["image_id"], "size_is_wrong")
+    ]
+    bad, other, absent, objects = [], [], [], 0
+    for annotation, read in zip(sized, _read_all(sized, folder, title), strict=True):
+        image, name = images[annotation["image_id"]], annotation["file_name"]
+        if isinstance(read, UserError):
+            bad.append(str(read))
+            continue
+        size, present = read
+        if size != (image["width"], image["height"]):
+            width, height = size
+            other.append(
+                f"{name} is {width} x {height}, its image {image['width']} x {image['height']}"
+            )
+        for segment in annotation["segments_info"]:
+            if segment["id"] not in present:
+                absent.append(f"{name}: {segment['id']}")
+            elif not segment.get("iscrowd"):
+                objects += 1
+    found.findings.extend(
         "PNGs that are missing, cannot be read, or hold segments that are not listed", bad
     )
-    findings.extend("PNGs of another size than their image", other)
+    found.findings.extend("PNGs of another size than their image", other)
+    if not objects and not found.findings:
+        found.findings.add(
+            "no segment but crowds (iscrowd=1) has a pixel in any PNG, and the rest is void: nothing trains or counts"
+        )
+    found.note("segments without a pixel in their PNG, which are not used", absent)
 
 
 def _read_all(
     annotations: Sequence[dict[str, Any]], folder: Path, title: str
-) -> list[tuple[int, int] | UserError]:
-    """For each PNG its (width, height), or what is wrong with it."""
+) -> list[tuple[tuple[int, int], set[int]] | UserError]:
+    """For each PNG its (width, height) and the ids that have a pixel, or what is wrong with it."""
 
-    def read(annotation: dict[str, Any]) -> tuple[int, int] | UserError:
+    def read(annotation: dict[str, Any]) -> tuple[tuple[int, int], set[int]] | UserError:
         record = {
             "pan_seg_file_name": str(folder / annotation["file_name"]),
             "segments_info": annotation["segments_info"],
         }
         try:
-            return read_segments(record).shape[::-1]
+            ids, present = read_present_segments(record)
         except UserError as error:
             return error
+        return ids.shape[::-1], present
 
     return read_all(read, annotations, f"{title} PNGs")

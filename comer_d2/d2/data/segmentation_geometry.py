@@ -7,6 +7,7 @@ of another image are read beyond their end.
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as mask_util
 
 MAX_CHARACTERS = 6  # of one compressed number: 5 bits each, for 32 bits
 
@@ -70,6 +71,39 @@ def rle_problem(rle: dict[str, Any], width: int, height: int) -> str | None:
     if runs.ndim != 1 or outside.any() or runs.sum() != width * height:
         return "counts"
     return None
+
+
+def box_of(segmentation: Any, width: int, height: int) -> list[float]:
+    """The box around a sound segmentation.
+
+    Args:
+        segmentation: polygons or run lengths without a problem.
+        width: of the image, pixels.
+        height: of the image, pixels.
+
+    Returns:
+        [x, y, width, height] in pixels, within the image.
+    """
+    if isinstance(segmentation, dict):
+        if isinstance(segmentation["counts"], list):
+            segmentation = mask_util.frPyObjects(segmentation, height, width)
+        return mask_util.toBbox(segmentation).tolist()
+    low, high = [], []
+    for start, side in ((0, width), (1, height)):
+        numbers = [number for polygon in segmentation for number in polygon[start::2]]
+        low.append(min(max(min(numbers), 0), side))
+        high.append(min(max(max(numbers), 0), side))
+    return [*low, high[0] - low[0], high[1] - low[1]]
+
+
+def overlap(box: list[float], other: list[float]) -> float:
+    """IoU of two boxes [x, y, width, height]."""
+    common = 1.0
+    for start, side in ((0, 2), (1, 3)):
+        end = min(box[start] + box[side], other[start] + other[side])
+        common *= max(end - max(box[start], other[start]), 0)
+    union = box[2] * box[3] + other[2] * other[3] - common
+    return common / union if union > 0 else 0.0
 
 
 def decode_counts(counts: str) -> np.ndarray:

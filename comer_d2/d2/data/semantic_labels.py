@@ -1,6 +1,7 @@
 """The semantic label map of one image, from whichever file its record names."""
 
 import os
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -128,10 +129,12 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
+            packed = re.search(r"\bL;([24])", str(image.tile))  # Pillow stretches these to 0 to 255
+            if image.mode not in ("L", "P") or packed:
+                kind = f"{packed[1]} bits a pixel" if packed else f"mode {image.mode}"
                 raise UserError(
                     f"{path}: label maps are images of one channel of 8 bits (mode L or P) whose "
-                    f"values are class numbers, this one has mode {image.mode}"
+                    f"values are class numbers, this one has {kind}"
                 )
             if image.format == "JPEG":
                 raise UserError(
@@ -154,13 +157,18 @@ def read_segments(record: dict[str, Any]) -> np.ndarray:
     Raises:
         UserError: naming the file, if it is missing, or the two disagree.
     """
+    return read_present_segments(record)[0]
+
+
+def read_present_segments(record: dict[str, Any]) -> tuple[np.ndarray, set[int]]:
+    """As `read_segments`, and which ids have a pixel; 0 is none of them."""
     path = record["pan_seg_file_name"]
     try:
         ids = read_panoptic_png(path)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: the panoptic map cannot be read ({error})") from error
-    listed = {segment["id"] for segment in record["segments_info"]}
-    unknown = sorted(set(np.unique(ids).tolist()) - listed - {VOID})
+    present = set(np.unique(ids).tolist()) - {VOID}
+    unknown = sorted(present - {segment["id"] for segment in record["segments_info"]})
     if unknown:
         raise UserError(f"{path}: segments {unknown[:5]} are not in its segments_info")
-    return ids
+    return ids, present

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +116,18 @@ def test_repair_clips_and_drops_what_it_counts(tmp_path: Path) -> None:
     data = content()
     boxes = [[2, 3, 10, 8], [31, -0.5, 10.5, 9], [5, 5, 0, 4], [39.5, 0, 2, 5]]
     data["annotations"] = [
-        {**data["annotations"][0], "id": i, "bbox": box} for i, box in enumerate(boxes, 1)
+        {
+            **data["annotations"][0],
+            "id": i,
+            "bbox": [x, y, w, h],
+            "segmentation": [[x, y, x + w, y, x + w, y + h]],
+        }
+        for i, (x, y, w, h) in enumerate(boxes, 1)
     ]
     two = [[1, 1, 2, 2], [2, 3, 12, 3, 12, 11]]
     data["annotations"] += [
-        {**data["annotations"][0], "id": 5, "segmentation": two},
-        {**data["annotations"][0], "id": 6, "segmentation": two[:1]},
+        {**data["annotations"][0], "id": i, "bbox": [2, 3, 10, i], "segmentation": polygons}
+        for i, polygons in ((5, two), (6, two[:1]))
     ]
     found = read(tmp_path, data, repair=True)
     assert not found.findings and found.changed
@@ -288,3 +295,89 @@ def test_json_nested_without_end_is_no_json(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text("[" * 100_000)
     found = read_coco(tmp_path / "data.json", tmp_path, need_masks=True)
     assert "not valid json" in "\n".join(found.findings.lines())
+
+
+def several(
+    segmentation: Callable[[list[float]], Any], box: Callable[[list[float]], list[float]] = list
+) -> dict:
+    """Three squares, whose polygons and boxes are changed."""
+    data = content()
+    data["annotations"] = []
+    for number, x in enumerate((2, 9, 22), 1):
+        polygon = [x, 4, x + 10, 4, x + 10, 12, x, 12]
+        changes = {"id": number, "bbox": box([x, 4, 10, 8]), "segmentation": segmentation(polygon)}
+        data["annotations"] += content(**changes)["annotations"]
+    return data
+
+
+def as_runs(polygon: list[float], order: str = "F") -> dict[str, Any]:
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[polygon[1] : polygon[5], polygon[0] : polygon[4]] = 1
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.flatten(order=order), [2]])))
+    return {"size": [HEIGHT, WIDTH], "counts": np.diff(np.concatenate([[0], edges])).tolist()}
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "box"),
+    [
+        (lambda p: [[p[i + 1 - 2 * (i % 2)] for i in range(len(p))]], list),  # y, x
+        (lambda p: [[p[i] / (WIDTH, HEIGHT)[i % 2] for i in range(len(p))]], list),
+        (lambda p: [[n / 4 for n in p]], list),
+        (lambda p: as_runs(p, "C"), list),
+        (lambda p: [p], lambda b: [b[0] + b[2] / 2, b[1] + b[3] / 2, *b[2:]]),  # of the center
+        (lambda p: [p], lambda b: [n / 2 for n in b]),
+    ],
+)
+def test_masks_that_lie_elsewhere_than_their_boxes(
+    tmp_path: Path, segmentation: Callable, box: Callable
+) -> None:
+    """All of them are inside the image, and train."""
+    data = several(segmentation, box)
+    assert "annotations whose segmentation lies elsewhere than their box" in problem(tmp_path, data)
+    found = read(tmp_path, data, need_masks=False)
+    assert not found.findings and "segmentation lies elsewhere" in found.notes[0]
+
+
+@pytest.mark.parametrize("segmentation", [lambda p: [p], as_runs])
+def test_one_mask_elsewhere_is_said(tmp_path: Path, segmentation: Callable) -> None:
+    data = several(segmentation)
+    assert not read(tmp_path, data).notes
+    data["annotations"][2]["segmentation"] = data["annotations"][0]["segmentation"]
+    found = read(tmp_path, data)
+    assert not found.findings
+    assert found.notes == [
+        "1 annotations whose segmentation lies elsewhere than their box: annotation 3: [22, 4, 10, 8]"
+    ]
+
+
+def test_shares_of_an_image_are_no_pixels(tmp_path: Path) -> None:
+    box = [0.1, 0.2, 0.4, 0.3]
+    data = several(lambda p: [p], lambda b: box)
+    assert "all boxes lie between 0 and 1" in problem(tmp_path, data)
+    data["annotations"][0]["bbox"] = [0, 0.0, 1.0000001, 1]  # rounded by a converter
+    assert "all boxes lie between 0 and 1" in problem(tmp_path, data)
+    data["annotations"][0]["bbox"] = [2, 4, 10, 8]  # two files of which one is in pixels
+    assert "2 boxes that lie between 0 and 1" in problem(tmp_path, data)
+    pixel = several(lambda p: [[0, 0, 1, 0, 1, 1, 0, 1]], lambda b: [0, 0, 1, 1])
+    assert not read(tmp_path, pixel).findings
+
+
+def test_objects_that_come_twice_are_said(tmp_path: Path) -> None:
+    data = several(lambda p: [p])
+    data["annotations"].append({**data["annotations"][1], "id": 9})
+    assert read(tmp_path, data).notes == [
+        "1 annotations that repeat another one's image, category and box: annotation 9: [9, 4, 10, 8]"
+    ]
+
+
+def test_a_class_of_crowds_alone_is_said(tmp_path: Path) -> None:
+    data = several(lambda p: [p])
+    data["categories"].append({"id": 6, "name": "nut"})
+    data["annotations"][0].update(category_id=6, iscrowd=1)
+    assert "categories without an object" in read(tmp_path, data).notes[0]
+
+
+def test_one_image_under_two_spellings(tmp_path: Path) -> None:
+    data = content()
+    data["images"].append({**data["images"][0], "id": 8, "file_name": "./a.png"})
+    assert "listed more than once, under different ids: a.png" in problem(tmp_path, data)

@@ -1,5 +1,7 @@
 """Rules of label maps: what is ignored, how a photo's orientation and its mask's agree, what leaves nothing to learn."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import detectron2.data.transforms as T
@@ -134,3 +136,32 @@ def test_masks_belong_to_the_upright_photo(tmp_path: Path) -> None:
         mask.save(path, exif=exif)
     resolve_dataset(cfg)
     assert (mapper(DatasetCatalog.get(TRAIN)[0])["sem_seg"].numpy() == label_map()).all()
+
+
+def write_grey_png(path: Path, labels: np.ndarray, bits: int) -> None:
+    """A grey PNG of `bits` bits a pixel, as Pillow does not write it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    height, width = labels.shape
+    places = np.arange(bits - 1, -1, -1)
+    rows = np.packbits((labels[:, :, None] >> places & 1).reshape(height, -1), axis=1)
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    lines = b"".join(b"\0" + row.tobytes() for row in rows)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_masks_of_fewer_bits_are_no_label_maps(tmp_path: Path, bits: int) -> None:
+    """A reader stretches them to 0 to 255: the last label of 4 bits, 15, would be the ignored one."""
+    cfg = write_semantic(tmp_path)
+    labels = np.where(label_map() == 255, 0, label_map())
+    for path in tmp_path.glob("*/masks/*"):
+        write_grey_png(path, labels, bits)
+    if bits < 8:
+        assert f"0.png: label maps are images of one channel of 8 bits (mode L or P) whose values are class numbers, this one has {bits} bits a pixel" in problem(cfg)  # fmt: skip
+    else:
+        resolve_dataset(cfg)

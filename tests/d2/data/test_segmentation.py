@@ -1,6 +1,7 @@
 """Label maps and segments: what mappers give, and that what is wrong names its file."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from PIL import Image
 
 from comer_d2.d2.data import builtin
 from comer_d2.d2.data.color import ColorTransform, RandomColor
-from comer_d2.d2.data.custom import resolve_dataset
+from comer_d2.d2.data.custom import check_dataset, resolve_dataset
 from comer_d2.d2.data.mappers import PanopticMapper, SemanticMapper
 from comer_d2.d2.data.panoptic_png import read_panoptic_png, write_panoptic_png
 from comer_d2.d2.data.semantic_labels import SemanticLabels
@@ -87,6 +88,10 @@ def write_panoptic(root: Path) -> DictConfig:
     cfg.dataset.format = "panoptic"
     cfg.dataset.class_names = None
     return cfg
+
+
+def segment(**changes: Any) -> dict[str, Any]:
+    return {"id": 8, "category_id": 7, **changes}
 
 
 def first(name: str) -> dict[str, Any]:
@@ -281,7 +286,20 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
         ("annotations", {"file_name": "0.png"}, "1 annotations whose file_name another one has"),
         ("annotations", {"segments_info": None}, "1 annotations without 'segments_info'"),
         ("annotations", {"segments_info": []}, "1.png: segments [8, 9, 300, 70000] are not in its"),
-        ("annotations", {"segments_info": [{"id": 8}]}, "1 segments without a number as id or"),
+        ("annotations", {"segments_info": [{"id": 8}]}, "1 segments that are no object with an id"),
+        (
+            "annotations",
+            {"segments_info": [segment(category_id=[7])]},
+            "1 segments that are no obj",
+        ),
+        (
+            "annotations",
+            {"segments_info": [segment(id=0)]},
+            "an id above 0 (0 stands for no segment)",
+        ),
+        ("annotations", {"segments_info": [segment(iscrowd=2)]}, "1 segments that are no object"),
+        ("annotations", {"segments_info": [segment(), segment()]}, "same PNG has: 1.png: 8"),
+        ("categories", {"isthing": 5}, "1 categories whose isthing is neither 0 nor 1: 'car': 5"),
     ],
 )
 def test_entries_of_a_panoptic_json(
@@ -312,6 +330,62 @@ def test_panoptic_json_that_does_not_fit(tmp_path: Path) -> None:
     assert "not in COCO format" in error(cfg)
     cfg.dataset.val_json = ""
     assert "dataset.val_json is not set" in error(cfg)
+
+
+def test_panoptic_data_of_void_and_crowds(tmp_path: Path) -> None:
+    cfg = write_panoptic(tmp_path)
+    content = json.loads((tmp_path / "val.json").read_text())
+    for annotation in content["annotations"]:
+        for part in annotation["segments_info"]:
+            part["iscrowd"] = 1
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    assert "no segment but crowds (iscrowd=1) has a pixel in any PNG" in error(cfg)
+
+
+def test_listed_segments_without_a_pixel_are_said(tmp_path: Path) -> None:
+    cfg = write_panoptic(tmp_path)
+    content = json.loads((tmp_path / "val.json").read_text())
+    content["annotations"][1]["segments_info"].append(segment(id=99))
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    (note,) = check_dataset(cfg).notes
+    assert "1 segments without a pixel in their PNG, which are not used: 1.png: 99" in note
+
+
+def write_instances(root: Path) -> dict[str, Any]:
+    """Instances of the panoptic validation data, as they should be."""
+    content = json.loads((root / "val.json").read_text())
+    boxes = [[3, 2, 3, 6], [6, 2, 3, 6]]
+    annotations = [
+        {"image_id": image["id"], "category_id": 7, "bbox": [x, y, w, h]}
+        | {"segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]}
+        for image in content["images"]
+        for x, y, w, h in boxes
+    ]
+    return {**content, "annotations": annotations, "categories": content["categories"][1:]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["categories"][0].update(name="lorry"), "(id, name) that dataset.val_json (things) lacks: (7, 'lorry')"),
+        (lambda d: d["images"][0].update(id="n9") or d["annotations"].__delitem__(slice(2)), "images (id, file_name) that dataset.val_json lacks: ('n9', '0.jpg')"),
+        (lambda d: d["images"].pop(0) and d["annotations"].__delitem__(slice(2)), "images (id, file_name) of dataset.val_json that are missing: ('n0', '0.jpg')"),
+        (lambda d: d.clear(), "images and annotations and categories missing or empty"),
+    ],
+)  # fmt: skip
+def test_instances_of_panoptic_data(tmp_path: Path, change: Callable, message: str) -> None:
+    """They are read before training, not at the first evaluation, which would count by wrong ids."""
+    cfg = write_panoptic(tmp_path)
+    cfg.dataset.val_instances = str(tmp_path / "instances.json")
+    assert f"dataset.val_instances={tmp_path}/instances.json: there is no such file" in error(cfg)
+    data = write_instances(tmp_path)
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    resolve_dataset(cfg)
+    completed = json.loads(Path(MetadataCatalog.get("test_seg_own_val").json_file).read_text())
+    assert [a["area"] for a in completed["annotations"]] == [18, 18, 18, 18]
+    change(data)
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    assert message in error(cfg)
 
 
 def test_public_datasets() -> None:
