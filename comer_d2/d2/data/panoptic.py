@@ -312,8 +312,8 @@ def _check_segments(found: CocoFile, folder: Path, title: str) -> None:
 def _is_segment(segment: Any) -> bool:
     if not isinstance(segment, dict) or segment.get("iscrowd") not in (None, 0, 1):
         return False
-    numbers = (segment.get("id"), segment.get("category_id"))
-    return all(isinstance(number, int) for number in numbers) and numbers[0] > VOID
+    segment_id, category_id = segment.get("id"), segment.get("category_id")
+    return isinstance(segment_id, int) and isinstance(category_id, int) and segment_id > VOID
 
 
 def _check_pngs(found: CocoFile, folder: Path, images: dict[Any, dict], title: str) -> None:

@@ -40,9 +40,12 @@ PACKAGES = (
 )
 
 # Their classes only hold what they are given, but among their functions are some that load pickles,
-# which are programs: where functions may be called, too. Also the models that timm lists.
+# which are programs, or write files: where functions may be called, too. Also the models that timm lists.
 FUNCTIONS = (
-    "comer_d2",
+    *(f"comer_d2.{room}" for room in ("heads", "layers", "network", "d2.modeling")),
+    *(f"comer_d2.d2.engine.{file}" for file in ("optim", "schedule")),
+    "comer_d2.d2.data.augmentation",
+    "comer_d2.d2.data.loader.build_train_loader",
     "detectron2.data.build.build_detection_train_loader",
     "detectron2.data.build.build_detection_test_loader",
     "detectron2.data.build.get_detection_dataset_dicts",

@@ -101,6 +101,8 @@ CODE = {
     "a partial of a file": "a: !!python/object/apply:functools.partial\n"
     "    args: [!!python/name:timm.create_model '']\n    state: !!python/tuple "
     "[!!python/name:timm.create_model '', !!python/tuple [], {{checkpoint_path: {file}}}, null]",
+    "a writer of files": "_target_: comer_d2.d2.data.kind.write_for_this_process\n"
+    "  content: {{}}\n  name: {mark}",
     "a method": "_target_: detectron2.data.DatasetCatalog.get\n  name: coco_2017_val",
     "a process": "_target_: torch.distributed.elastic.multiprocessing.subprocess_handler."
     "SubprocessHandler\n  entrypoint: touch",
@@ -134,7 +136,7 @@ def test_nothing_in_a_yaml_config_runs(
     printed = capfd.readouterr().err
     assert path in printed
     assert "Traceback" not in printed
-    assert not mark.exists()
+    assert not mark.exists() and not mark.with_suffix(".json").exists()
 
 
 def test_the_users_own_class_needs_the_flag(
