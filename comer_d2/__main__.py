@@ -12,7 +12,10 @@ COMMANDS = {
     "predict": ("comer_d2.d2.commands.predict", "images in; pictures, COCO json, label maps out"),
     "compare": ("comer_d2.d2.commands.compare", "draw ground truth beside prediction"),
     "report": ("comer_d2.d2.commands.report", "a page on a run: curves, tables, worst images"),
-    "export": ("comer_d2.d2.commands.export", "a model in another form: a folder for the hub"),
+    "export": (
+        "comer_d2.d2.commands.export",
+        "a model as ONNX, a program of PyTorch, a folder to share",
+    ),
     "push": ("comer_d2.d2.commands.push", "a folder of export to the Hugging Face hub"),
     "demo": ("comer_d2.d2.commands.demo", "a page to try a model on photos"),
     "data check": ("comer_d2.d2.commands.check", "read all of a config's data, list what is wrong"),
@@ -28,17 +31,20 @@ COMMANDS = {
 }
 
 
-def usage() -> str:
-    """What `comer-d2 --help` prints."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+def usage(group: str = "") -> str:
+    """What `comer-d2 --help` prints.
+
+    Args:
+        group: the first word of the commands to list, such as "data"; "": all of them.
+    """
+    listed = {name: what for name, (_, what) in COMMANDS.items() if name.startswith(group)}
+    width = max(map(len, listed))
     return "\n".join(
         [
             "usage: comer-d2 COMMAND ... (comer-d2 COMMAND --help explains each)",
             "",
-            *lines,
-            "",
-            "example: comer-d2 predict output/ photo.jpg",
+            *(f"  {name:{width}}  {what}" for name, what in listed.items()),
+            *([] if group else ["", "example: comer-d2 predict output/ photo.jpg"]),
         ]
     )
 
@@ -56,7 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else 2
-    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    group = any(name.startswith(f"{arguments[0]} ") for name in COMMANDS)
+    if group and arguments[1:] in ([], ["-h"], ["--help"]):
+        print(usage(arguments[0]))
+        return 0 if arguments[1:] else 2
+    words = 2 if group else 1
     name = " ".join(arguments[:words])
     if name not in COMMANDS:
         print(f"comer-d2: there is no command '{name}'\n\n{usage()}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A folder that is written whole or not at all."""
+"""A folder that is written whole or not at all, and a look beforehand whether one can be."""
 
 import shutil
 import tempfile
@@ -7,6 +7,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import UserError
+
+
+def check_writable(folder: Path) -> None:
+    """Before anything is computed for it: whether files can be written in a folder.
+
+    Args:
+        folder: it need not be there, and neither need those above it.
+
+    Raises:
+        UserError: naming the folder and the reason.
+    """
+    whole = folder.absolute()
+    try:
+        nearest = next(path for path in (whole, *whole.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(b"\0")
+    except OSError as error:
+        raise UserError(
+            f"'{folder}' cannot be written ({error.strerror}): choose another folder"
+        ) from error
 
 
 @contextmanager
@@ -24,6 +44,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"'{folder}' is not an empty folder: choose another one")
+    check_writable(folder)
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     part = Path(

@@ -10,6 +10,7 @@ from ..comparison import compare
 from ..data.custom import resolve_dataset
 from ..engine.checks import dataset_names
 from ..errors import UserError
+from ..new_folder import check_writable
 from ..predictor import Threshold
 from ..results import TASKS
 from ..visualization.sheet import picture_kind, picture_sheet, save_picture
@@ -54,6 +55,7 @@ def draw_sheet(args: argparse.Namespace) -> None:
     if args.count < 1 or args.columns < 1:
         raise UserError("--count and --columns must be at least 1")
     picture_kind(args.output)
+    check_writable(Path(args.output).parent)
     model = model_of(args)
     resolve_dataset(model.cfg)
     names = dataset_names(model.cfg, "test")

@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..export.hub import write_hub_folder
 from ..export.program import WRITERS, check_target, export_program
 from ..image_input import as_rgb
+from ..new_folder import check_writable
 from ..predictor import Predictor, find_checkpoint
 from .model import add_model_arguments, model_of, validation_images
 
@@ -91,10 +92,12 @@ def export(args: argparse.Namespace) -> None:
         raise UserError("--resize needs the size that photos are to fit into: --fixed-size H W")
     if size and min(size) < 1:
         raise UserError(f"--fixed-size {size[0]} {size[1]}: positive numbers of pixels")
+    # Before the model is read.
     if args.format == "hub":
+        check_writable(args.output)
         export_folder(args, model_of(args))
         return
-    check_target(args.output, args.format)  # before the model is read
+    check_target(args.output, args.format)
     if args.dtype != "float32" or args.flip or args.scales != [1.0]:
         raise UserError(
             "a program holds the model in float32 and sees every image once: leave --dtype, --scales and "

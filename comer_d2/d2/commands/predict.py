@@ -25,6 +25,7 @@ from ..data.images import IMAGE_ENDINGS
 from ..data.panoptic_png import write_panoptic_png
 from ..errors import UserError
 from ..image_input import ImageLike
+from ..new_folder import check_writable
 from ..predictor import Predictor, Threshold
 from ..results import Result
 from ..tiling import OVERLAP, tiled
@@ -310,6 +311,7 @@ def predict(args: argparse.Namespace) -> int:
         place = places.pop(name)
         destinations[name] = args.output / (place if place.suffix.lower() == ".mp4" else f"{place}.mp4")  # fmt: skip
     refuse_unused(args, unused_options(args, videos=bool(destinations)))
+    check_writable(args.output)
     model = model_of(args)
     check_tasks(args, model)
     threshold = threshold_of(args, model)

@@ -10,6 +10,7 @@ from ..comparison import draw_truth
 from ..data.custom import resolve_dataset
 from ..engine.checks import dataset_names
 from ..errors import UserError
+from ..new_folder import check_writable
 from ..visualization.sheet import picture_kind, picture_sheet, save_picture
 
 EXAMPLE = """\
@@ -49,6 +50,7 @@ def show(args: argparse.Namespace) -> None:
     if args.random is not None and args.random < 0:
         raise UserError(f"--random {args.random}: a number from 0")
     picture_kind(args.output)
+    check_writable(Path(args.output).parent)
     cfg = config_of(args)
     resolve_dataset(cfg)
     names = dataset_names(cfg, "train" if args.split == "train" else "test")

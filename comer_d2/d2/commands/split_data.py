@@ -12,6 +12,7 @@ from ..data.formats.coco import read_coco_file
 from ..data.split_coco import split_coco
 from ..engine.overrides import typed_overrides
 from ..errors import UserError
+from ..new_folder import check_writable
 
 EXAMPLE = """\
 examples:
@@ -50,6 +51,7 @@ def split(args: argparse.Namespace) -> None:
     there = [str(path) for path in targets if path.exists()]
     if there:
         raise UserError(f"{', '.join(there)}: there already; choose another folder")
+    check_writable(args.output)
     (whole,) = read_coco_file(args.json, args.images)
     *parts, lines = split_coco(
         whole.content, args.images, share=args.val, seed=args.seed, group=args.group

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ...ops import portable_decompositions
 from ...weights.files import write_atomically
 from ..errors import UserError
+from ..new_folder import check_writable
 from .compare import difference
 from .images import Size
 from .reference import by_the_model
@@ -158,6 +159,7 @@ def check_target(path: Path, format: str) -> None:
         raise UserError(f"{path}: name a file of --format {format} with {writer.ending} at the end")
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file")
+    check_writable(path.parent)
     writer.check()
 
 
@@ -271,7 +273,7 @@ def _write_onnx(
     table = torch.export.default_decompositions() | portable_decompositions()
     # Detectron2's anchors call it without saying how; PyTorch's own decomposition wants to be told.
     table[torch.ops.aten.meshgrid.default] = lambda tensors: torch.ops.aten.meshgrid.indexing(tensors, indexing="ij")  # fmt: skip
-    with torch.no_grad(), _told("the program cannot be put into elementary operations"):
+    with torch.no_grad(), _quiet(), _told("the program cannot be put into elementary operations"):
         program = program.run_decompositions(table)
     with _quiet(), _told("torch.onnx cannot translate the program"):
         written = torch.onnx.export(

@@ -30,6 +30,15 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main([]) == 2
 
 
+def test_the_commands_of_a_group(capsys: pytest.CaptureFixture) -> None:
+    assert main(["data", "--help"]) == 0
+    listed = [line.split()[1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert listed == ["check", "show", "convert", "split"]
+    assert main(["data"]) == 2
+    assert main(["data", "nonsense"]) == 2
+    assert "there is no command 'data nonsense'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_an_example(name: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -57,6 +57,31 @@ def test_numbers_out_of_range(arguments: tuple[str, ...], capsys: pytest.Capture
     assert f"{arguments[-2]} {arguments[-1]}: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "no_run", "{file}", "--output", "{file}"),
+        ("predict", "no_run", "{file}", "--output", "{file}/found"),
+        ("compare", "no_run", "--output", "{file}/sheet.png"),
+        ("export", "no_run", "{file}/new/model.pt2", "--format", "torch-export"),
+        ("export", "no_run", "{file}/shared", "--format", "hub"),
+        ("data", "show", "--config-file", "no.py", "--output", "{file}/sheet.png"),
+        ("data", "split", "no.json", "{file}/parts", "--images", "no_images"),
+        ("data", "convert", "{file}", "{file}/converted", "--from", "voc"),
+    ],
+)
+def test_outputs_that_cannot_be_written(
+    arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found before the model or the data are read, which are not there either."""
+    file = tmp_path / "photo.jpg"
+    file.touch()
+    assert main([word.format(file=file) for word in arguments]) == 2
+    told = capsys.readouterr().err
+    assert f"'{file}" in told and "cannot be written (Not a directory): choose another" in told
+    assert file.read_bytes() == b"" and list(tmp_path.iterdir()) == [file]
+
+
 @pytest.mark.parametrize("results", [[1], {"bbox": 5}, {"bbox": {"AP": "high"}}])
 def test_report_on_a_damaged_evaluation(tmp_path: Path, results: Any) -> None:
     (tmp_path / "evaluation.json").write_text(json.dumps({"results": results}))
