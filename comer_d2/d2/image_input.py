@@ -29,7 +29,7 @@ def as_rgb(image: ImageLike) -> np.ndarray:
         UserError: it cannot be read, or holds other values.
     """
     if isinstance(image, (str, os.PathLike)):
-        return read_image(image)
+        return np.array(read_image(image))  # which can be written, as the others
     if isinstance(image, Image.Image):
         return _of_picture(image)
     if isinstance(image, torch.Tensor):

@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from numbers import Integral
 
 import numpy as np
 import torch
 
+from .data.images import BadImage
 from .errors import UserError
 from .image_input import ImageLike, as_rgb
 from .modeling.semantic_tta import SemanticViews
@@ -54,7 +54,7 @@ def predict_tiles(
     name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
     tasks = model.tasks
     if tasks == ("semantic",):
-        output = _label_map(model, rgb, tile, overlap)
+        output = _label_map(model, rgb, tile, overlap, name)
         return model.result(
             output, rgb, thresholds_of(threshold, model.class_names), file_name=name
         )
@@ -68,32 +68,35 @@ def predict_tiles(
 
 def tiled(
     model: Predictor,
-    images: Iterable[ImageLike],
+    images: Iterable[str | os.PathLike],
     tile: int,
     overlap: float,
     *,
     threshold: Threshold = DEFAULT_THRESHOLD,
     on_error: Callable[[ImageLike, UserError], object],
 ) -> Iterator[Result]:
-    """`predict_tiles` of images; those that cannot be read go to `on_error` and are left out."""
+    """`predict_tiles` of image files; bad ones go to `on_error` and are left out."""
     for image in images:
         try:
-            rgb = as_rgb(image)
-        except UserError as error:
+            result = predict_tiles(model, image, tile=tile, overlap=overlap, threshold=threshold)
+        except BadImage as error:
             on_error(image, error)
-            continue
-        result = predict_tiles(model, rgb, tile=tile, overlap=overlap, threshold=threshold)
-        yield replace(result, file_name=os.fspath(image))
+        else:
+            yield result
 
 
 def _label_map(
-    model: Predictor, rgb: np.ndarray, tile: int, overlap: float
+    model: Predictor, rgb: np.ndarray, tile: int, overlap: float, name: str | None
 ) -> dict[str, torch.Tensor]:
     def forward(tiles: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
         outputs = []
         for record in tiles:
             part = record["image"].byte().permute(1, 2, 0).numpy()
-            inputs = {"image": model.prepare(part), "height": part.shape[0], "width": part.shape[1]}
+            inputs = {
+                "image": model.prepare(part, name),
+                "height": part.shape[0],
+                "width": part.shape[1],
+            }
             outputs += [{"sem_seg": model.outputs([inputs])[0]["sem_seg"].float().cpu()}]
         return outputs
 
@@ -122,7 +125,10 @@ def _objects(
 
     def detect(part: np.ndarray) -> Detections:
         nonlocal with_masks
-        result = model(part, threshold=threshold)
+        try:
+            result = model(part, threshold=threshold)
+        except BadImage as error:  # a strip that is too thin to be resized
+            raise BadImage(f"{name or 'an array'}, in tiles: {error}") from error
         with_masks = result.masks is not None
         return result.to_supervision()
 

@@ -93,7 +93,9 @@ def test_every_kind_of_image_gives_what_the_file_gives(
     predictor: Predictor, photo: Path, given
 ) -> None:
     rgb = np.array(Image.open(photo).convert("RGB"))
-    assert_same(predictor(given(rgb), **EVERYTHING), predictor(photo, **EVERYTHING))
+    found = predictor(given(rgb), **EVERYTHING)
+    assert_same(found, predictor(photo, **EVERYTHING))
+    assert found.image.flags.writeable
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import detectron2.data.transforms as T
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from PIL import Image
 from comer_d2 import load
 from comer_d2.d2.errors import UserError
 from comer_d2.d2.predictor import Predictor
-from comer_d2.d2.tiling import predict_tiles
+from comer_d2.d2.tiling import predict_tiles, tiled
 from tests.d2.untrained import DETECTOR, PANOPTIC, SEMANTIC, write_digits, write_run
 
 
@@ -96,6 +97,24 @@ def test_tiles_out_of_range(folder: Path, photo: np.ndarray) -> None:
             predict_tiles(model, photo, **settings)
     with pytest.raises(UserError, match="this one predicts panoptic, instance, semantic"):
         predict_tiles(model, photo, tile=64)
+
+
+def test_a_thin_image_does_not_end_the_tiles_of_others(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = folder / "digits-panoptic" / "val" / "00001.png"
+    thin = tmp_path / "thin.png"
+    Image.new("RGB", (500, 1)).save(thin)
+    for name in ("detector", "semantic"):
+        model = load(folder / name)
+        resize = T.AugmentationList([T.ResizeShortestEdge(48, max_size=96)])
+        monkeypatch.setattr(model, "augmentation", resize)
+        told: list[UserError] = []
+        results = tiled(
+            model, [thin, photo], 300, 0.2, on_error=lambda _, error, told=told: told.append(error)
+        )
+        assert [result.file_name for result in results] == [str(photo)]
+        assert str(told[0]).startswith(str(thin)) and "300 x 1 pixels" in str(told[0])
 
 
 class BrightSquares(torch.nn.Module):
