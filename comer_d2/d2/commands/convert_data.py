@@ -196,6 +196,8 @@ def read_format(args: argparse.Namespace) -> list[Split]:
 
 def _needed(args: argparse.Namespace, name: str) -> Path:
     value = getattr(args, name)
-    if value is None or not value.exists():
-        raise UserError(f"--{name} is needed for {args.source_format}, and has to exist: {value}")
+    if value is None:
+        raise UserError(f"--{name} is needed for --from {args.source_format}")
+    if not value.exists():
+        raise UserError(f"--{name} {value}: there is no such file or folder")
     return value

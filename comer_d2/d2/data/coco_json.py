@@ -120,7 +120,7 @@ def parse(found: CocoFile, json_file: str | None, images: str | None) -> bool:
         findings.add(NOT_SET)
         return False
     if not Path(json_file).is_file():
-        findings.add("there is no such file")
+        findings.add("a folder, no file" if Path(json_file).is_dir() else "there is no such file")
         return False
     if not images or not Path(images).is_dir():
         findings.add(f"its folder of images, {str(images or '')!r}, does not exist")

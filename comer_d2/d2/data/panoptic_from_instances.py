@@ -97,10 +97,12 @@ def _png_names(file_names: Sequence[str]) -> dict[str, str]:
 def _mask(annotation: dict, image: dict) -> np.ndarray:
     """Polygons or RLE, compressed or not -> (h, w) bool."""
     segmentation = annotation.get("segmentation")
-    if not segmentation or segmentation_problems(segmentation, image):
+    where = f"annotation {annotation['id']} of {image['file_name']}"
+    if not segmentation:
+        raise UserError(f"{where} has a box alone, and panoptic data are made of masks")
+    if segmentation_problems(segmentation, image):
         raise UserError(
-            f"annotation {annotation['id']} of {image['file_name']} has no sound segmentation; "
-            "comer-d2 data check says what is wrong"
+            f"{where} has no sound segmentation; comer-d2 data check says what is wrong"
         )
     height, width = image["height"], image["width"]
     if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):

@@ -112,6 +112,20 @@ def test_voc_as_detectron2_reads_it(coco: Split, tmp_path: Path) -> None:
     assert objects_of(ours) == expected
 
 
+def test_voc_names_with_spaces(coco: Split, tmp_path: Path) -> None:
+    image, other, _ = coco.content["images"]
+    image["file_name"], other["file_name"] = "a/one more.png", "a/one.jpg"
+    for old, new in zip(SIZES, ("a/one more.png", "a/one.jpg")):
+        (coco.images / old).rename(coco.images / new)
+    write_voc([coco], tmp_path / "voc", boxes=True)
+    (back,) = read_voc(tmp_path / "voc")
+    assert objects_of(back) == [(*o[:3], ()) for o in objects_of(coco)]
+    main_list = tmp_path / "voc" / "ImageSets" / "Main" / "train.txt"
+    main_list.write_text("a/one more -1\na/one  1\n")
+    (back,) = read_voc(tmp_path / "voc")
+    assert [i["file_name"] for i in back.content["images"]] == ["a/one more.png", "a/one.jpg"]
+
+
 def test_labelme_there_and_back(coco: Split, tmp_path: Path) -> None:
     coco.content["annotations"][0]["segmentation"].append([5.0, 40.0, 9.0, 40.0, 9.0, 44.0])
     (coco.images / "annotations.json").write_text(json.dumps(coco.content), encoding="utf-8")

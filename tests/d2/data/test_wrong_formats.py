@@ -203,6 +203,8 @@ def test_masks_in_jpeg_and_colours_of_no_label_map(tmp_path: Path, refuses) -> N
     refuses("masks", "color-masks", "0 classes; a label map has 1 to 254", more=more)
     colors.write_text("".join(f"k{i} {i} 0 0\n" for i in range(255)))  # the last one's is 254
     refuses("masks", "color-masks", "255 classes; a label map has", more=more)
+    colors.write_text("x" * 5000)
+    refuses("masks", "color-masks", f"colors.txt:1: '{'x' * 80}': a name and three", more=more)
 
 
 COCO: dict[str, Any] = {
@@ -235,6 +237,17 @@ def test_wrong_coco_is_not_converted_or_split(
     assert main(["data", "split", str(tmp_path / "all.json"), str(tmp_path / "parts"), *given]) == 2
     assert word in capsys.readouterr().err
     assert not (tmp_path / "parts").exists()
+
+
+def test_what_is_not_there_is_named(tmp_path: Path, refuses) -> None:
+    photo(tmp_path / "photos/1.jpg")
+    (tmp_path / "all.json").write_text(json.dumps(COCO))
+    refuses("all.json", "coco", "error: --images is needed for --from coco\n")
+    refuses("all.json", "coco", "--images no/photos: there is no such", more=("--images", "no/photos"))  # fmt: skip
+    given = ("--images", str(tmp_path / "photos"))
+    refuses("photos", "coco", "photos:\n  a folder, no file\n", more=given)
+    boxes = "annotation 1 of 1.jpg has a box alone"
+    refuses("all.json", "coco", boxes, more=(*given, "--to", "panoptic"))
 
 
 @pytest.mark.parametrize("outside", ["../private.jpg", "absolute"])

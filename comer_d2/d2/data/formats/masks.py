@@ -25,6 +25,7 @@ from .split import (
 )
 
 CITYSCAPES = 1000  # an instance's number there: class * 1000 + number
+LINE = 80  # characters of a wrong line that an error shows
 IGNORED = 255  # the label of pixels that do not count
 
 
@@ -147,7 +148,7 @@ def _read_colors(path: Path) -> dict[str, tuple[int, int, int]]:
             continue
         color = tuple(int(v) for v in values if v.isdigit() and int(v) <= 255)
         if len(color) != 3 or name in table or color in table.values():
-            raise FormatError(f"{path}:{number}: {line!r}: a name and three numbers, 0 to 255, each once")  # fmt: skip
+            raise FormatError(f"{path}:{number}: {line[:LINE]!r}: a name and three numbers, 0 to 255, each once")  # fmt: skip
         table[name] = (color[0], color[1], color[2])
     if not table:
         raise FormatError(f"{path}: no colours: lines of a name and three numbers")

@@ -1,7 +1,8 @@
 """Pascal VOC: an .xml of boxes for every image."""
 
+import re
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..findings import Findings, summarise
@@ -50,7 +51,7 @@ def read_voc(source: Path) -> list[Split]:
     findings.extend("files without an image of their name", sorted(set(objects) - set(pictures)))
     class_names = sorted({shape.label for shapes in objects.values() for shape in shapes})
     sets = {
-        path.stem: [line.split()[0] for line in read_lines(path, findings) if line.strip()]
+        path.stem: [_stem(line, objects) for line in read_lines(path, findings) if line.strip()]
         for path in sorted((source / "ImageSets" / "Main").glob("*.txt"))
         if "_" not in path.stem  # aeroplane_train.txt: which images show one
     }  # fmt: skip
@@ -79,6 +80,12 @@ def read_voc(source: Path) -> list[Split]:
     else:
         splits[-1].notes += left_out(splits, "an .xml")
     return splits
+
+
+def _stem(line: str, known: Collection[str]) -> str:
+    """The image of a line of a list, whose name can hold spaces; lists of a class have 1, 0 or -1 behind it."""
+    line = line.strip()
+    return line if line in known else re.sub(r"\s+-?[01]$", "", line)
 
 
 def _read_xml(path: Path, findings: Findings) -> tuple[list[Shape], tuple[int, int] | None]:
