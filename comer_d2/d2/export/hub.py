@@ -19,6 +19,7 @@ from ...heads.eomt import EoMT
 from ...network import ViT, ViTCoMerNet
 from ...network.timm_pyramid import TimmPyramid
 from ...weights.files import write_weights
+from ..data.kind import SPLITS
 from ..errors import UserError
 from ..new_folder import new_folder
 from ..predictor import HUB_WEIGHTS, Predictor, load
@@ -105,7 +106,7 @@ def shareable(cfg: Any) -> Any:
     cfg.train.output_dir, cfg.train.init_checkpoint = "output", ""
     cfg.train.device = "cuda"
     for key in list(cfg.get("dataset", ())):
-        if key.endswith(("_json", "_images", "_masks", "_pngs")):
+        if key.startswith(SPLITS):
             cfg.dataset[key] = ""
     return cfg
 

@@ -7,15 +7,18 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from comer_d2 import load
 from comer_d2.__main__ import main
+from comer_d2.d2.engine.config import load_config
 from comer_d2.d2.errors import UserError
-from comer_d2.d2.export.hub import described, push
+from comer_d2.d2.export.hub import described, push, shareable
 from comer_d2.heads.eomt import EoMT
 from comer_d2.network import ViT, ViTCoMerNet
 from comer_d2.network.timm_pyramid import TimmPyramid
+from tests.d2.runs import ROOT
 from tests.d2.untrained import DETECTOR, write_digits, write_run
 
 
@@ -58,6 +61,15 @@ def test_folder_holds_the_model_and_nothing_of_this_machine(run: Path, tmp_path:
     write_evaluation(run, 8)  # of another checkpoint: no figures
     assert main(["export", str(run), str(tmp_path / "other"), *arguments]) == 0
     assert "12.3" not in (tmp_path / "other" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("leaf", ["mask_rcnn_comer_s", "mask2former_comer_s_panoptic", "mask2former_comer_s_semantic"])  # fmt: skip
+def test_no_path_of_any_kind_of_data_is_shared(leaf: str) -> None:
+    path = ROOT / "configs" / "custom" / f"{leaf}.py"
+    keys = [key for key in load_config(str(path)).dataset if key.startswith(("train_", "val_"))]
+    cfg = load_config(str(path), [f"dataset.{key}=/home/me/{key}" for key in keys])
+    assert len(keys) >= 4 and "/home/me/" in OmegaConf.to_yaml(cfg.dataset)
+    assert "/home/me/" not in OmegaConf.to_yaml(shareable(cfg).dataset)
 
 
 def test_a_card_says_what_the_model_stands_on() -> None:
