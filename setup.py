@@ -66,7 +66,7 @@ DETECTRON2 = [
 ]
 QUICKSTART = [*DETECTRON2, "scikit-learn", "tensorboard"]
 SUPERVISION = ["supervision"]
-VIDEO = ["av"]
+VIDEO = ["av>=14.1"]  # which says how a film is turned
 DEMO = ["gradio"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 LOGGERS = ["wandb", "mlflow-skinny"]

@@ -40,7 +40,7 @@ def frame_rate(path: str | Path) -> Fraction:
 
 
 def read_frames(path: str | Path) -> Iterator[np.ndarray]:
-    """The frames of a video, one after the other.
+    """The frames of a video, one after the other, turned upright where it asks for it, as telephones' do.
 
     Args:
         path: of the file, the camera, or its address.
@@ -58,7 +58,8 @@ def read_frames(path: str | Path) -> Iterator[np.ndarray]:
         try:
             for count, frame in enumerate(container.decode(video=0), 1):
                 end = max(end, float(count / rate) if frame.time is None else frame.time + 1 / rate)
-                yield frame.to_ndarray(format="rgb24")
+                quarters = round(frame.rotation / 90)  # counter-clockwise, as NumPy's
+                yield np.rot90(frame.to_ndarray(format="rgb24"), quarters)
         except av.FFmpegError as error:
             raise BadVideo(f"video '{path}' cannot be read: {error}") from error
         length = _length(container)

@@ -1,5 +1,6 @@
 """Videos: frames come back as they were written, and predict draws each of them."""
 
+import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
@@ -38,6 +39,22 @@ def test_frames_there_and_back(film: Path) -> None:
         assert frame[8 * number + 4, 52] == pytest.approx(np.array([220, 30, 30]), abs=12)
         assert frame[60, 4] == pytest.approx(np.full(3, 30 * number), abs=6)
     assert [p.name for p in film.parent.iterdir()] == ["film.mp4"]
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_film_on_its_side_is_turned(film: Path, quarters: int) -> None:
+    """As a telephone's: the container's matrix, of an .mp4's `tkhd`, says how it is shown."""
+    upright = next(read_frames(film))
+    cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarters]  # clockwise; x to the right, y down
+    lying, turned = (
+        struct.pack(">9i", *(v << 16 for v in (a, b, 0, -b, a, 0, 0, 0)), 1 << 30)
+        for a, b in ((1, 0), (cos, sin))
+    )
+    content = film.read_bytes()
+    place = content.index(lying, content.index(b"tkhd"))
+    film.write_bytes(content[:place] + turned + content[place + len(turned) :])
+    frame = next(read_frames(film))
+    np.testing.assert_array_equal(frame, np.rot90(upright, -quarters))
 
 
 def test_what_is_no_video(tmp_path: Path) -> None:
