@@ -421,6 +421,8 @@ WRONG_FORMS = {
     "optimizer": lambda state: state["trainer"].update(optimizer=[1, 2]),
     "optimizer's state": lambda state: state["trainer"]["optimizer"].update(state={0: {"step": 3}}),
     "iteration": lambda state: state["trainer"].update(iteration="four"),
+    "an iteration before the first": lambda state: state["trainer"].update(iteration=-5),
+    "a broken iteration": lambda state: state["trainer"].update(iteration=3.5),
     "random states": lambda state: state.update(random=[7]),
     "loader": lambda state: state.update(data=None),
 }
@@ -431,13 +433,46 @@ def test_a_checkpoint_of_a_wrong_form_is_one_clear_error(
     what: str, whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     output = stopped_after_four(whole_run, tmp_path / "output")
+    shutil.copy(output / "model_0000003.pth", output / "model_0000001.pth")
     state = torch.load(output / "model_0000003.pth")
     WRONG_FORMS[what](state)
     torch.save(state, output / "model_0000003.pth")
     assert run("--resume", f"train.output_dir={output}") == 2
     printed = capfd.readouterr().err
-    assert "checkpoint" in printed
+    assert f"checkpoint '{output}/model_0000003.pth'" in printed
+    assert "write the name model_0000001.pth into" in printed
     assert "Traceback" not in printed
+
+
+def test_settings_that_a_run_cannot_change_are_said(
+    whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """And texts in metrics.json are no values to stop early by."""
+    output = stopped_after_four(whole_run, tmp_path / "output")
+    with (output / "metrics.json").open("a") as f:
+        f.write('{"iteration": 3, "bbox/AP": "high"}\n{"iteration": 3, "bbox/AP": null}\n')
+    shutil.copy(whole_run / "model_best.pth", output)
+    options = ["train.seed=99", "train.best_checkpointer.mode=min"]
+    options += [
+        "train.eval_period=4",
+        "train.early_stopping.patience=9",
+        "train.early_stopping.metric=bbox/AP",
+    ]
+    assert run("--resume", f"train.output_dir={output}", *options) == 0
+    printed = capfd.readouterr().out
+    assert "train.seed=99 is not that of the run so far" in printed
+    assert "best by bbox/AP (max); by bbox/AP (min) the best is one of the evaluations" in printed
+
+
+def test_a_folder_in_place_of_a_file_is_one_clear_error(
+    whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    output = stopped_after_four(whole_run, tmp_path / "output")
+    (output / "metrics.json").unlink()
+    (output / "metrics.json").mkdir()
+    assert run("--resume", f"train.output_dir={output}") == 1
+    printed = capfd.readouterr().err
+    assert f"cannot write in train.output_dir: Is a directory: {output}/metrics.json (" in printed
 
 
 def test_records_of_a_wrong_form_are_made_anew(

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 class BestModel:
     """Keeps the checkpoint that evaluated best as model_best.pth.
 
-    Its record (metric, value, iteration) is in the checkpoint itself, so that nothing can separate
+    Its record (metric, mode, value, iteration) is in the checkpoint itself, so that nothing can separate
     them; model_best.json repeats it for people.
 
     Args:
@@ -31,6 +31,7 @@ class BestModel:
     def __init__(self, folder: CheckpointFolder, metric: str, mode: str = "max") -> None:
         self._folder = folder
         self._metric = metric
+        self._mode = mode
         self._sign = 1 if mode == "max" else -1
         self._path = os.path.join(folder.folder, "model_best.pth")
         self._value: float | None = None
@@ -51,20 +52,23 @@ class BestModel:
         try:
             record = read_checkpoint(self._path)["best"]
             metric, value, iteration = record["metric"], float(record["value"]), record["iteration"]
-        except (UserError, KeyError, TypeError, ValueError) as e:
+            mode = record.get("mode", self._mode)
+        except (UserError, KeyError, TypeError, ValueError, AttributeError) as e:
             reason = str(e) if isinstance(e, UserError) else f"'{self._path}' holds no record"
             raise UserError(
                 f"the best model so far cannot be taken over: {reason}. Put a whole file in its "
                 "place, or remove it: the best is then one of the evaluations to come"
             ) from e
-        self._write_record(metric, value, iteration)  # whatever is in it, or if it is missing
-        if metric == self._metric:
+        self._write_record(metric, mode, value, iteration)  # whatever is in it, or if it is missing
+        if (metric, mode) == (self._metric, self._mode):
             self._value = value
         else:
             logger.warning(
-                "model_best.pth was best by %s; by %s the best is one of the evaluations to come",
+                "model_best.pth was best by %s (%s); by %s (%s) the best is one of the evaluations to come",
                 metric,
+                mode,
                 self._metric,
+                self._mode,
             )
 
     def keep(self, values: dict[str, float], model: nn.Module, iteration: int) -> bool:
@@ -91,7 +95,12 @@ class BestModel:
             return False
         if self._value is not None and self._sign * value <= self._sign * self._value:
             return False
-        record = {"metric": self._metric, "value": value, "iteration": iteration}
+        record = {
+            "metric": self._metric,
+            "mode": self._mode,
+            "value": value,
+            "iteration": iteration,
+        }
         state: dict[str, Any] = {
             "model": model.state_dict(),
             "iteration": iteration,
@@ -103,6 +112,6 @@ class BestModel:
         logger.info("Best %s so far, %.3f: %s", self._metric, value, path)
         return True
 
-    def _write_record(self, metric: str, value: float, iteration: int) -> None:
-        record = {"metric": metric, "value": value, "iteration": iteration}
+    def _write_record(self, metric: str, mode: str, value: float, iteration: int) -> None:
+        record = {"metric": metric, "mode": mode, "value": value, "iteration": iteration}
         write_json(os.path.join(self._folder.folder, "model_best.json"), record)

@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from ...weights import WeightsError, load_weights, read_weights
-from ...weights.files import averages_beside, write_atomically
+from ...weights.files import averages_beside, check_tensors, write_atomically
 from ...weights.frozen import FROZEN, FrozenPart, frozen_part, frozen_part_of, frozen_weights_of
 from ...weights.load import frozen_weights
 from ...weights.timm_hub import TIMM
@@ -25,6 +25,7 @@ from .output_folder import describe
 
 logger = logging.getLogger(__name__)
 
+NUMBERED = re.compile(r"model_\d{7,}")
 AVERAGE = "ema"  # where a checkpoint of a run has the moving average of its weights
 
 
@@ -85,7 +86,7 @@ class CheckpointFolder:
 
     def announce(self, name: str) -> None:
         """Count a checkpoint among this run's before it is written, so that it can say so itself."""
-        if re.fullmatch(r"model_\d{7,}", name):
+        if NUMBERED.fullmatch(name):
             self.numbered = [n for n in self.numbered if n != name] + [name]
 
     def write(self, name: str, state: dict[str, Any], *, resume_from: bool = True) -> str:
@@ -94,10 +95,11 @@ class CheckpointFolder:
         Weights of `frozen` are left out: they never change, and the checkpoint says which file has them.
 
         Raises:
-            TrainingError: weights in ``state["model"]`` that are not finite, or no space, or no
+            TrainingError: weights that are not finite, or an average of them, or no space, or no
                 folder any more; what was there stays as it was.
         """
-        check_finite(state["model"])
+        for entry in {"model", AVERAGE} & state.keys():
+            check_finite(state[entry])
         if self.frozen is not None:
             state = {**state, FROZEN: self.frozen.entry()}
             for entry in {"model", AVERAGE} & state.keys():  # an average of what rests is the same
@@ -199,6 +201,8 @@ def load_checkpoint(
         except WeightsError as e:
             raise UserError(f"checkpoint {e}") from e
         for name in averages_beside(rest):
+            if average is not False and name == AVERAGE:
+                check_average(rest[name], source)
             if average and name == AVERAGE:
                 weights = rest.pop(name)
                 logger.info("'%s': its moving average of the weights is used", source)
@@ -220,6 +224,14 @@ def load_checkpoint(
         raise UserError(f"checkpoint {e}") from e
     logger.info("%s", report)
     return rest
+
+
+def check_average(weights: Mapping[str, Any], source: str) -> None:
+    """Raise a UserError if a moving average holds anything but tensors of finite numbers."""
+    try:
+        check_tensors(weights, f"'{source}', its moving average of the weights ('{AVERAGE}')")
+    except WeightsError as e:
+        raise UserError(f"checkpoint {e}") from e
 
 
 def frozen_source(

@@ -15,7 +15,7 @@ from torch import nn
 from ..data.random_state import get_random_state, preserved_random_state
 from .average import WeightAverage
 from .best_model import BestModel
-from .checkpoint import AVERAGE, CheckpointFolder
+from .checkpoint import AVERAGE, NUMBERED, CheckpointFolder
 from .early_stopping import EarlyStopping
 from .evaluation import EvaluationStopped
 from .progress import EVALUATED
@@ -88,7 +88,10 @@ class Checkpoints(HookBase):
         return {"numbered": self._folder.numbered}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._folder.numbered = [str(name) for name in state_dict["numbered"]]
+        # Whatever a checkpoint says: nothing but numbered checkpoints beside it.
+        self._folder.numbered = [
+            name for name in state_dict["numbered"] if NUMBERED.fullmatch(name)
+        ]
 
 
 class FrozenStart(HookBase):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...weights.files import shortened
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,15 @@ def load_optimizer(
     for name, parameter in model.named_parameters():
         if name in states:
             _check(name, states[name], parameter, entries[name])
+    missing = [name for name in names if entries[name] and name not in states]
+    if missing:  # frozen so far, or lost
+        logger.warning(
+            "The checkpoint's optimizer has nothing of %d of %d parameters, whose averages of the gradients begin "
+            "anew: %s",
+            len(missing),
+            len(names),
+            shortened(missing),
+        )
     state = {index: states[name] for index, name in enumerate(names) if name in states}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     for group in optimizer.param_groups:
@@ -136,6 +146,8 @@ def _check(name: str, state: dict[str, Any], parameter: Tensor, entries: set[str
                 f"the checkpoint's optimizer does not fit: {key} of '{name}' has shape "
                 f"{tuple(value.shape)}, the parameter {tuple(parameter.shape)}"
             )
+        if key == "step" and (value < 0).any():
+            raise UserError(f"the checkpoint's optimizer is damaged: step of '{name}' is {value}")
         if not torch.isfinite(value).all():
             raise UserError(
                 f"the checkpoint's optimizer is damaged: {key} of '{name}' is not finite"

@@ -41,6 +41,9 @@ def make_writable(folder: str) -> None:
 def describe(error: Exception, folder: str) -> str:
     """Why a file could not be written, and how much space its disk has left."""
     reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+    path = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    if path and isinstance(error, (IsADirectoryError, NotADirectoryError)):
+        reason += f": {path}"
     if not os.path.isdir(folder):
         state = "is a file" if os.path.exists(folder) else "does not exist"
         return f"{reason} ({folder} {state})"

@@ -236,8 +236,9 @@ class MetricsFile:
         return any(r and r["iteration"] == iteration and key in r for r in self._records)
 
     def values(self, name: str) -> list[float]:
-        """All values of one name, in the order of the lines."""
-        return [r[name] for r in self._records if r and name in r]
+        """All values of one name, in the order of the lines; what is no number is none."""
+        values = [r.get(name) for r in self._records if r]
+        return [value for value in values if isinstance(value, (int, float))]
 
     def forget_from(self, iteration: int) -> None:
         """Drop the lines that the run is going to write again, and any that are no records."""

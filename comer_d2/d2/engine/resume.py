@@ -36,11 +36,7 @@ def resume(
             can be read is named.
     """
     try:
-        state = load_checkpoint(trainer.bare_model, path, complete=True, average=None)
-        if average:
-            average.restore(state.get(AVERAGE), trainer.bare_model)
-        folder.frozen = frozen_part_of(state)
-        return _restore(trainer, state)
+        return _load(trainer, folder, path, average)
     except UserError as e:
         older = folder.newest_readable(but=path)
         if older is None:
@@ -49,6 +45,21 @@ def resume(
             f"{e}\n  an older checkpoint of this run can be read: to go on from it, write the name "
             f"{older} into {folder.marker}"
         ) from e
+
+
+def _load(
+    trainer: Trainer, folder: CheckpointFolder, path: str, average: WeightAverage | None
+) -> int:
+    try:
+        state = load_checkpoint(trainer.bare_model, path, complete=True, average=None)
+        if average:
+            average.restore(state.get(AVERAGE), trainer.bare_model)
+        folder.frozen = frozen_part_of(state)
+        return _restore(trainer, state)
+    except UserError as e:
+        if path in str(e):
+            raise
+        raise UserError(f"checkpoint '{path}': {e}") from e
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as e:
         raise UserError(
             f"checkpoint '{path}' is not of the form that a run writes "
@@ -59,10 +70,12 @@ def resume(
 def _restore(trainer: Trainer, state: dict[str, Any]) -> int:
     if "trainer" not in state:
         raise UserError(
-            "the last checkpoint holds weights only, so training cannot go on from it; start a new "
+            "it holds weights only, so training cannot go on from it; start a new "
             "run with train.init_checkpoint set to it"
         )
     trainer.load_state_dict(state["trainer"])
+    if type(trainer.iter) is not int or trainer.iter < 0:
+        raise UserError(f"its iteration is {trainer.iter!r}: the file is damaged")
     start = trainer.iter + 1
     loader = trainer.data_loader
     if hasattr(loader, "seek") and "data" in state:

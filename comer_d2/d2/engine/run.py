@@ -114,7 +114,9 @@ def run(
     except FileNotFoundError as e:  # an image, most likely; from a loading process, in a long text
         raise UserError(f"file not found: {str(e).strip().splitlines()[-1]}") from e
     except OSError as e:
-        if e.errno not in NO_WRITING:
+        path = str(e.filename2 or e.filename)
+        misplaced = isinstance(e, (IsADirectoryError, NotADirectoryError))
+        if e.errno not in NO_WRITING and not (misplaced and path.startswith(folder)):
             raise
         raise TrainingError(f"cannot write in train.output_dir: {describe(e, folder)}") from e
     except UserError as e:
@@ -240,7 +242,14 @@ def train(
         )
         start = 0
         if last:
+            seed = loader.state_dict() if hasattr(loader, "state_dict") else None
             start = resume(trainer, folder, last, evaluation.average)
+            if cfg.train.seed >= 0 and seed and loader.state_dict() != seed:
+                logger.warning(
+                    "train.seed=%d is not that of the run so far, whose order of images, augmentations and random "
+                    "numbers go on",
+                    cfg.train.seed,
+                )
             if start > cfg.train.max_iter:
                 raise UserError(
                     f"train.max_iter={cfg.train.max_iter}, but {last} was written after {start} iterations: "

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from comer_d2.d2.engine.checkpoint import CheckpointFolder, read_checkpoint
+from comer_d2.d2.engine.checkpoint import CheckpointFolder, load_checkpoint, read_checkpoint
+from comer_d2.d2.engine.hooks import Checkpoints
 from comer_d2.d2.errors import TrainingError, UserError
 from comer_d2.weights.files import write_atomically
 
@@ -87,6 +88,35 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path: Path) -> No
     with pytest.raises(TrainingError, match=r"'head\.weight' is not finite"):
         folder.write("model_final", {"model": {"head.weight": torch.tensor([1.0, torch.nan])}})
     assert torch.equal(read_checkpoint(folder.last())["model"]["w"], torch.ones(1))
+
+
+def test_averages_that_are_not_finite_replace_no_checkpoint(tmp_path: Path) -> None:
+    folder = CheckpointFolder(str(tmp_path))
+    state = {"model": {"w": torch.ones(1)}, "ema": {"w": torch.full((1,), torch.nan)}}
+    with pytest.raises(TrainingError, match="'w' is not finite"):
+        folder.write("model_final", state)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("average", [True, None])  # to evaluate, and to go on
+def test_a_damaged_average_is_refused(average: bool | None, tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    damaged = {**model.state_dict(), "bias": torch.full((2,), torch.nan)}
+    torch.save({"model": model.state_dict(), "ema": damaged}, tmp_path / "model.pth")
+    with pytest.raises(UserError, match=r"model\.pth', its moving average .* 'bias' has NaN"):
+        load_checkpoint(model, str(tmp_path / "model.pth"), complete=True, average=average)
+    load_checkpoint(model, str(tmp_path / "model.pth"), complete=True, average=False)
+
+
+def test_a_checkpoint_names_nothing_to_remove_but_checkpoints_beside_it(tmp_path: Path) -> None:
+    victim = tmp_path / "model_best.pth"
+    victim.write_bytes(b"of another run")
+    (tmp_path / "run").mkdir()
+    folder = CheckpointFolder(str(tmp_path / "run"), max_to_keep=1)
+    Checkpoints(folder, 1).load_state_dict({"numbered": ["../model_best", "model_0000001"]})
+    folder.write("model_0000003", {"model": {"w": torch.ones(1)}})
+    assert victim.exists()
+    assert folder.numbered == ["model_0000003"]
 
 
 def test_a_file_with_objects_in_it_is_refused(tmp_path: Path) -> None:

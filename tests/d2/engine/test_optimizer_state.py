@@ -106,12 +106,29 @@ def test_what_does_not_fit_is_refused(optimizer: Any, message: str) -> None:
         (torch.full((3, 3), torch.nan), "not finite"),
     ],
 )
-def test_damaged_states_are_refused(average: Tensor, message: str) -> None:
+def test_damaged_averages_are_refused(average: Tensor, message: str) -> None:
     model = make_model()
     saved = trained(model, adamw(model, [NAMES]))
     saved["state"][0]["exp_avg"] = average
     with pytest.raises(UserError, match=message):
         load_optimizer(adamw(model, [NAMES]), model, saved)
+
+
+def test_a_damaged_count_of_steps_is_refused() -> None:
+    model = make_model()
+    saved = trained(model, adamw(model, [NAMES]))
+    saved["state"][0]["step"] = torch.tensor(-3.0)
+    with pytest.raises(UserError, match=r"damaged: step of 'a\.weight' is -3\.0"):
+        load_optimizer(adamw(model, [NAMES]), model, saved)
+
+
+def test_parameters_without_a_state_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model()
+    saved = trained(model, adamw(model, [NAMES]))
+    del saved["state"][0]
+    load_optimizer(adamw(model, [NAMES]), model, saved)
+    assert f"nothing of 1 of {len(NAMES)} parameters" in caplog.text
+    assert "a.weight" in caplog.text
 
 
 @pytest.mark.parametrize(("before", "after"), [(True, True), (None, True), (True, None)])
