@@ -128,6 +128,10 @@ def _register_derivative(name: str, backward: Callable, save: Callable, referenc
                 f"{name} has no forward-mode derivative: use reverse mode (backward), or {reference}"
             )
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            if torch._C._are_functorch_transforms_active():
+                raise NotImplementedError(
+                    f"{name} has no derivative in torch.func's transforms: use backward, or {reference}"
+                )
             return Derivative.apply(keyset, *args)
         return call(keyset, args)
 

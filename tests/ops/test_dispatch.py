@@ -175,6 +175,20 @@ def test_vmap_says_what_to_do():
         mapped(torch.stack([value, value]))
 
 
+def test_transforms_of_torch_func_say_that_there_are_none():
+    value, locations, weights = (tensor.detach() for tensor in arguments())
+
+    def total(function):
+        return lambda v: function(v, SHAPES, locations, weights).sum()
+
+    with pytest.raises(NotImplementedError, match=r"use backward, or ms_deform_attn_reference"):
+        torch.func.grad(total(ms_deform_attn))(value)
+    found = torch.func.grad(total(ms_deform_attn_reference))(value)
+    torch.testing.assert_close(
+        found, torch.autograd.functional.vjp(total(ms_deform_attn), value)[1]
+    )
+
+
 def test_shapes_without_memory():
     """On the meta device, where there is no autocast to ask for."""
     value, locations, weights = (tensor.detach().to("meta") for tensor in arguments())
