@@ -1,5 +1,7 @@
 """Where the tests of layers, network and heads compute: what `pytest --device` names, the CPU without it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +22,17 @@ def device_type() -> str:
 def autocast(dtype: torch.dtype, enabled: bool = True) -> torch.autocast:
     """Autocast of the device under test."""
     return torch.autocast(device_type(), dtype, enabled=enabled)
+
+
+@contextmanager
+def no_default_device() -> Iterator[None]:
+    """For what is compiled: PyTorch 2.11's compiler does not trace all that a default device wraps."""
+    device = torch.get_default_device()
+    torch.set_default_device(None)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None if device.type == "cpu" else device)
 
 
 def seeded(seed: int) -> torch.Generator:

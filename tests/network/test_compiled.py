@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from comer_d2.layers.drop_path import DropPath
 from comer_d2.network import ViT, ViTCoMerNet
 from comer_d2.network.compiled import compile_blocks
-from tests.device import autocast
+from tests.device import autocast, no_default_device
 from tests.networks import TINY, make_network
 
 # Sides that divide by 32 and by the windows, and those that do not.
@@ -48,9 +48,10 @@ class Graphs:
 def step(net: nn.Module, image: Tensor) -> dict[str, Tensor]:
     """Outputs, and gradients of a loss that reaches every parameter."""
     net.zero_grad()
-    outputs = net(image)
-    outputs = outputs if isinstance(outputs, dict) else {"map": outputs}
-    sum(output.float().square().mean() for output in outputs.values()).backward()
+    with no_default_device():
+        outputs = net(image)
+        outputs = outputs if isinstance(outputs, dict) else {"map": outputs}
+        sum(output.float().square().mean() for output in outputs.values()).backward()
     named = {name.removeprefix("module."): p.grad for name, p in net.named_parameters()}
     return {**outputs, **{f"gradient of {name}": grad for name, grad in named.items()}}
 
@@ -69,7 +70,7 @@ def test_each_kind_of_part_is_one_graph_for_all_sizes_and_computes_what_eager_do
     assert counts[0] == KINDS
     assert counts[-1] <= KINDS + 2, counts
     image = torch.randn(1, 3, *SIZES[7], dtype=torch.float64)
-    with torch.no_grad():
+    with torch.no_grad(), no_default_device():
         torch.testing.assert_close(net.eval()(image), eager.eval()(image), atol=1e-11, rtol=0)
 
 
