@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
+from ...network.timm_pyramid import SIZE_CHECKING, TimmPyramid
 from ...ops import portable_decompositions
 from ...weights.files import write_atomically
 from ..errors import UserError
@@ -32,6 +34,9 @@ OPSET = 18
 LARGEST_SIDE = 4096  # pixels, of a program that takes images of any size
 LARGEST_PHOTO = 2**15  # of one that resizes them itself
 LARGEST_BATCH = 1024
+# Modules of timm whose networks pad every map to whole windows: of free sides that makes terms with which tracing
+# did not end within minutes.
+WINDOWED = (*SIZE_CHECKING, "davit", "hieradet_sam2", "twins")
 
 
 class Named(nn.Module):
@@ -109,6 +114,8 @@ def export_program(
             f"an image has {largest} pixels along a side when it is prepared as the test data are, and a program "
             f"of any size takes {LARGEST_SIDE}: use --fixed-size, or smaller test augmentations (--override)"
         )
+    if dynamic:
+        _refuse_windows(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
@@ -161,6 +168,16 @@ def check_target(path: Path, format: str) -> None:
         raise UserError(f"{path} is a folder: name a file")
     check_writable(path.parent)
     writer.check()
+
+
+def _refuse_windows(model: nn.Module) -> None:
+    """Raises UserError for a network that has to be traced at one size."""
+    for part in model.modules():
+        if isinstance(part, TimmPyramid) and is_model_in_modules(part.name, WINDOWED):
+            raise UserError(
+                f"{part.name}, whose windows depend on the image's size, exports for one size: --fixed-size H W, with "
+                "--resize for photos of any size"
+            )
 
 
 def several(image: Tensor, number: int) -> Tensor:
@@ -268,7 +285,7 @@ def _write_onnx(
     import onnx
     import onnxruntime
 
-    from .onnx_nms import translations
+    from .onnx_operators import translations
 
     table = torch.export.default_decompositions() | portable_decompositions()
     # Detectron2's anchors call it without saying how; PyTorch's own decomposition wants to be told.

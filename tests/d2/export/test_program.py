@@ -21,6 +21,7 @@ from comer_d2.d2.export import compare
 from comer_d2.d2.export.program import Writer, check_target, export_program
 from comer_d2.heads.dense_inference import detect
 from comer_d2.heads.detections import Detections
+from comer_d2.network.timm_pyramid import TimmPyramid
 from tests.d2.export.test_traceable import build
 from tests.d2.runs import ROOT
 from tests.d2.untrained import write_digits, write_run
@@ -266,4 +267,14 @@ def test_sizes_that_do_not_export(
 ) -> None:
     with pytest.raises(UserError, match=message):
         export_program(build("atss"), tmp_path / "m.pt2", format="torch-export", images=photos(1, *size), dynamic=fit is None, fit=fit)  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_swin_has_one_size(tmp_path: Path) -> None:
+    """At any size it would trace for more minutes than anybody waits."""
+    model = build("atss")
+    small = {"depths": [1] * 4, "embed_dim": 16, "num_heads": [1] * 4, "window_size": 4}
+    model.backbone.bottom_up = TimmPyramid("swin_tiny_patch4_window7_224", arguments=small)
+    with pytest.raises(UserError, match=r"swin_tiny_patch4_window7_224.* --fixed-size H W, with"):
+        export_program(model, tmp_path / "m.pt2", format="torch-export", images=photos(1), dynamic=True)  # fmt: skip
     assert not list(tmp_path.iterdir())

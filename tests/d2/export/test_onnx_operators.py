@@ -1,11 +1,11 @@
-"""Suppression in onnxruntime: of many images and classes at once, and of nothing."""
+"""In onnxruntime: suppression of many images and classes at once, and of nothing; sizes that are rounded up."""
 
 import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
-from comer_d2.d2.export.onnx_nms import translations
+from comer_d2.d2.export.onnx_operators import translations
 from comer_d2.heads.detections import Detections, suppress
 
 
@@ -54,3 +54,18 @@ def test_the_same_boxes_are_kept(
 def test_nothing_to_keep(session: onnxruntime.InferenceSession) -> None:
     *boxes, usable = candidates(2, 40, 5)
     assert not run(session, (*boxes, torch.zeros_like(usable))).any()
+
+
+class Cells(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[0]
+        return torch.full((2,), -(-size // 5)) + (-size) // 7
+
+
+def test_quotients_of_negative_sizes() -> None:
+    program = torch.export.export(Cells(), (torch.zeros(23),), dynamic_shapes=({0: torch.export.Dim("size", min=2, max=99)},))  # fmt: skip
+    written = torch.onnx.export(program, dynamo=True, opset_version=18, custom_translation_table=translations(), verbose=False)  # fmt: skip
+    session = onnxruntime.InferenceSession(written.model_proto.SerializeToString())
+    for size in (20, 21, 24, 70):
+        x = torch.zeros(size)
+        assert torch.equal(run(session, (x,)), Cells()(x)), size

@@ -1,5 +1,6 @@
-"""Non-maximum suppression in ONNX, whose operator takes float32 alone."""
+"""Operators that ONNX, or PyTorch's translation to it, computes otherwise: suppression, quotients of sizes."""
 
+import operator
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,15 @@ from ...heads.detections import APART
 
 def translations() -> dict[Callable, Callable]:
     """PyTorch's operators -> what they become, for `torch.onnx.export`."""
-    return {torch.ops.torchvision.nms.default: _nms}
+    return {torch.ops.torchvision.nms.default: _nms, operator.floordiv: _floordiv}
+
+
+def _floordiv(size: INT64, by: INT64) -> INT64:
+    """Quotients of sizes that stay free, rounded down as Python's; PyTorch's translation rounds towards 0.
+
+    Sizes that are rounded up, ``-(-size // by)``, would be rounded down: windows and cells would be missing.
+    """
+    return op.Div(op.Sub(size, op.Mod(size, by)), by)
 
 
 def _nms(boxes: DOUBLE, scores: DOUBLE, iou_threshold: float) -> INT64:
