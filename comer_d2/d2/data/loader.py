@@ -245,8 +245,8 @@ def build_train_loader(
         An endless iterable of batches.
 
     Raises:
-        ValueError: an empty data set, a batch size that the processes cannot share evenly, or
-            another `on_bad_image`.
+        ValueError: an empty data set, a batch size that the processes cannot share evenly, another
+            `on_bad_image`, or no share.
     """
     world_size = comm.get_world_size()
     if len(dataset) == 0:
@@ -258,6 +258,8 @@ def build_train_loader(
         )
     if on_bad_image not in ("error", "skip"):
         raise ValueError(f"on_bad_image={on_bad_image!r}: use error or skip")
+    if not 0 <= max_bad_images < 1:
+        raise ValueError(f"max_bad_images={max_bad_images!r}: a share of the images, 0 to 1")
     allowed = int(max_bad_images * len(dataset)) if on_bad_image == "skip" else 0
     if seed is None:
         seed = comm.shared_random_seed()

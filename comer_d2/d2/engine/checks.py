@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from ...heads.upernet import PyramidPooling
@@ -179,9 +181,11 @@ def build(cfg: DictConfig, key: str) -> Any:
         raise
     except (FileNotFoundError, ValueError, AssertionError, ImportError) as e:
         raise UserError(f"{key}: {e} ({_TRACEBACK_HINT})") from e
+    except OmegaConfBaseException as e:  # too short a list; what follows its first line is no help
+        raise UserError(f"{key}: {str(e).splitlines()[0]} ({_TRACEBACK_HINT})") from e
     except TypeError as e:
-        # A wrong name or count of arguments, and null for a number, are the config's fault.
-        if "argument" not in str(e) and "NoneType" not in str(e):
+        # A wrong name or count of arguments, and null or one number for several, are the config's fault.
+        if not re.search("argument|NoneType|not (subscriptable|iterable)", str(e)):
             raise
         raise UserError(f"{key}: {e} ({_TRACEBACK_HINT})") from e
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Sequence
 
@@ -105,6 +106,7 @@ def load_config(
     cfg.train = OmegaConf.merge(defaults, cfg.train)
     apply_overrides(cfg, overrides)
     _check_groups(cfg)
+    _check_loading(cfg)
     given = override_keys(overrides)
     _settle_contradictions(cfg.train, given)
     if is_yaml and overrides:
@@ -180,6 +182,20 @@ def _check_groups(cfg: DictConfig) -> None:
             raise UserError(f"{key}={value!r} must be a group of keys")
 
 
+def _check_loading(cfg: DictConfig) -> None:
+    """Loading processes are counted, and images have one order of channels, wherever they are read."""
+    for split in ("train", "test"):
+        workers = OmegaConf.select(cfg, f"dataloader.{split}.num_workers")
+        if workers is not None and (type(workers) is not int or workers < 0):
+            raise UserError(f"dataloader.{split}.num_workers={workers!r} must be a whole number")
+    keys = ("dataloader.train.mapper.image_format", "dataloader.test.mapper.image_format")
+    orders = {key: OmegaConf.select(cfg, key) for key in (*keys, "model.input_format")}
+    orders = {key: order for key, order in orders.items() if order is not None}
+    if len(set(orders.values())) > 1:
+        shown = ", ".join(f"{key}={order}" for key, order in orders.items())
+        raise UserError(f"the model would see two orders of channels: {shown}; give one")
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -194,7 +210,7 @@ def _check_train(train: DictConfig) -> None:
             raise UserError(f"train.{key}={mode!r}: max or min")
     for key in ("epochs", "lr_batch_size"):
         value = train[key]
-        if value is not None and not (_is_number(value) and value > 0):
+        if value is not None and not (_is_number(value) and 0 < value < math.inf):
             raise UserError(f"train.{key}={value!r} must be positive, or null")
     if isinstance(train.loggers, str):
         train.loggers = [train.loggers]
@@ -239,5 +255,5 @@ def _check_train(train: DictConfig) -> None:
             f"train.seed={seed!r} must be a whole number below 2**31; below 0: a new one each time"
         )
     norm = train.clip_grad.max_norm
-    if norm is not None and not norm > 0:
+    if norm is not None and not (_is_number(norm) and norm > 0):
         raise UserError(f"train.clip_grad.max_norm={norm!r} must be positive, or null for none")

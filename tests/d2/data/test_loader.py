@@ -153,6 +153,11 @@ def test_bad_images_are_skipped_and_listed_up_to_a_limit(
         take(make_loader(**options, max_bad_images=0.1), 12)
 
 
+def test_a_limit_of_bad_images_is_a_share() -> None:
+    with pytest.raises(ValueError, match="max_bad_images=7: a share of the images"):
+        make_loader(on_bad_image="skip", max_bad_images=7)
+
+
 # The grace is longer than anything takes here: a worker that waits for it hangs, and none goes by itself.
 LOADS = """
 import logging, os, signal, sys, time

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from comer_d2.d2.engine.checks import build, check_classes
@@ -37,6 +38,10 @@ CONFIG = Path(__file__).parents[3] / "configs/COCO/mask_rcnn_comer_s_1x.py"
         ("train.early_stopping.patience=true", "patience=True must be a whole number"),
         ("train.ema.decay=null", "train.ema.decay=None must be between 0 and 1"),
         ("train.frozen_vit=null", "train.frozen_vit=None is a share of the run"),
+        ("train.epochs=inf", "train.epochs=inf must be positive"),
+        ("train.clip_grad.max_norm=all", "train.clip_grad.max_norm='all' must be positive"),
+        ("dataloader.test.num_workers=1.5", "dataloader.test.num_workers=1.5 must be a whole"),
+        ("dataloader.test.mapper.image_format=BGR", "two orders of channels: dataloader.train.map"),
         ("train.seed=null", "train.seed=None must be a whole number below 2**31"),
     ],
 )
@@ -111,3 +116,12 @@ def test_there_are_no_more_loading_processes_than_cpus(monkeypatch: pytest.Monke
     settle_workers(cfg, {"dataloader.test.num_workers"})
     assert cfg.dataloader.train.num_workers == 2
     assert cfg.dataloader.test.num_workers == 7  # as asked for
+
+
+@pytest.mark.parametrize("betas", [[0.9], 0.9])
+def test_one_number_where_two_are_needed_names_the_section(betas: list[float] | float) -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    node = {"_target_": "torch.optim.AdamW", "params": parameters, "betas": betas}
+    cfg = OmegaConf.create({"optimizer": node}, flags={"allow_objects": True})
+    with pytest.raises(UserError, match=r"^optimizer: .* \(COMER_D2_TRACEBACK=1 shows where\)$"):
+        build(cfg, "optimizer")
