@@ -85,13 +85,16 @@ def probing_trainer(cfg: DictConfig, model: nn.Module) -> Trainer:
     """A trainer with the config's optimizer and precision, for a model that is thrown away; `cfg` stays as it is."""
     own = DictConfig({"optimizer": copy.deepcopy(cfg.optimizer)}, flags={"allow_objects": True})
     own.optimizer.params.model = model
-    return Trainer(
+    trainer = Trainer(
         model,
         [],
         build(own, "optimizer"),
         device_type=torch.device(cfg.train.device).type,
         amp_dtype=getattr(torch, cfg.train.amp.dtype) if cfg.train.amp.enabled else None,
     )
+    # An update that the loss scale skips would not make the optimizer's state, whose memory counts.
+    trainer.scaler = torch.amp.GradScaler(trainer.device_type, enabled=False)
+    return trainer
 
 
 def settle_batch(cfg: DictConfig, loader: Any, make_model: Callable[[], nn.Module]) -> str:

@@ -125,3 +125,15 @@ def test_the_probes_optimizer_is_the_configs_which_stays_as_it_was() -> None:
     assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.25}
     assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.5, 0.0}
     assert "model" not in cfg.optimizer.params
+
+
+def test_a_probe_in_float16_updates_with_each_of_the_worst_samples() -> None:
+    config = str(ROOT / "configs/custom/mask_rcnn_comer_t.py")
+    amp = ["train.amp.enabled=true", "train.amp.dtype=float16"]
+    cfg = load_config(config, ["train.device=cpu", "optimizer.params.vit_lr_factor=1", *amp])
+    model = Network(1e9)
+    trainer = probing_trainer(cfg, model)
+    huge = [{**sample, "image": 1e35 * sample["image"]} for sample in worst_samples(SAMPLES)]
+    assert takes_a_step(trainer, huge, 1, lambda: 0.5)  # its gradients times 2**16 are infinite
+    assert len(model.seen) == 3
+    assert trainer.optimizer.state[model.scale]["step"] == 3
