@@ -6,8 +6,8 @@ make finetuning ARGS="--task semantic --data camvid --vit vit_s14.pth"
 make ablation ARGS="--task boxes --data bccd --vit vit_s14.pth"          # the paper's Table 7
 
 Every row is a run of train_net.py on one config of configs/custom; one that is done is not run again, one that was
-cut off goes on. The table is printed, and written as table.md beside the runs, with the losses of the first seed as
-curves.png.
+cut off goes on, if data, ViT and changes are still the same. The table is printed, and written as table.md beside
+the runs, with the losses of the first seed as curves.png.
 """
 
 import argparse
@@ -185,12 +185,45 @@ def folder_of(row: str, seed: int) -> str:
     return "_".join([*re.findall(r"[A-Za-z0-9.]+", row), str(seed)])
 
 
+def claim_folder(args: argparse.Namespace) -> None:
+    """Write down what the runs of the folder are made from, so that those of something else are not taken for them."""
+    file = args.output / "ladder.json"
+    local = args.vit and Path(args.vit).exists()
+    own = {
+        "--data": str(args.data.resolve()),
+        "--vit": str(Path(args.vit).resolve()) if local else args.vit,
+        "changes": args.opts,
+    }
+    before: dict[str, object] = {}
+    if file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+    elif any(args.output.glob("*/config.yaml")):
+        before = dict.fromkeys(own, "something that was not written down")
+    for key, value in own.items():
+        known = before.get(key)
+        if None not in (known, value) and known != value:  # no --vit: of rows from scratch
+            sys.exit(
+                f"finetuning.py: error: {args.output} holds runs of another ladder: {key} {known}, now {value}; "
+                "give another --output"
+            )
+    args.output.mkdir(parents=True, exist_ok=True)
+    own |= {key: value for key, value in before.items() if value is not None}
+    file.write_text(json.dumps(own, indent=1), encoding="utf-8")
+
+
+def is_done(evaluation: Path, iterations: int) -> bool:
+    """Whether an evaluation is that of the end; `train.eval_period` as a change makes earlier ones."""
+    if not evaluation.exists():
+        return False
+    return json.loads(evaluation.read_text(encoding="utf-8"))["iteration"] + 1 >= iterations
+
+
 def run(args: argparse.Namespace, name: str, seed: int) -> list[float]:
     """Train and evaluate one row; returns the task's metrics."""
     task = TASKS[args.task]
     output = args.output / folder_of(name, seed)
-    evaluation = output / "evaluation.json"  # of the end: there is none between
-    if not evaluation.exists():
+    evaluation = output / "evaluation.json"
+    if not is_done(evaluation, args.iterations):
         config, pretrained, changes = args.rows[name]
         command = [sys.executable, str(ROOT / "train_net.py"), "--resume"]
         command += ["--config-file", path_of(config)]
@@ -199,7 +232,9 @@ def run(args: argparse.Namespace, name: str, seed: int) -> list[float]:
         command += [f"train.max_iter={args.iterations}", "train.eval_period=0"]
         command += [f"train.seed={seed}", f"train.output_dir={output}"]
         command += [f"train.init_checkpoint={args.vit}"] if pretrained else []
-        subprocess.run([*command, *changes, *args.opts], check=True)
+        status = subprocess.run([*command, *changes, *args.opts]).returncode
+        if status:
+            sys.exit(f"finetuning.py: {name!r}, seed {seed}: train_net.py ended with {status}")
     results = json.loads(evaluation.read_text())["results"]
     return [results[kind][metric] for kind, metric in task.metrics]
 
@@ -226,6 +261,7 @@ def draw_curves(args: argparse.Namespace) -> None:
 def main() -> None:
     """Run the rows and print their table."""
     args = parse_arguments()
+    claim_folder(args)
     head = [f"seed {seed}" for seed in args.seeds]
     head += ["mean ± deviation"] if len(args.seeds) > 1 else []
     lines = [f"| | {' | '.join(head)} |", "|---|" + "---|" * len(head)]

@@ -1,6 +1,7 @@
 """The ladders of docs/FINETUNING.md: every row has a folder and a config that train_net.py takes."""
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -76,29 +77,75 @@ def test_a_pretrained_row_asks_for_its_vit(
     assert script.parse_arguments().rows.keys() == {"scratch, one rate"}
 
 
+def set_arguments(monkeypatch: pytest.MonkeyPatch, output: Path, *others: str) -> None:
+    """The paper's ladder on the data of this folder, with a ViT called none."""
+    line = ["--ladder", "paper", "--task", "boxes", "--data", ".", "--vit", "none", "--output"]
+    monkeypatch.setattr("sys.argv", ["finetuning.py", *line, str(output), *others])
+
+
+def test_runs_of_other_data_weights_or_changes_are_not_taken_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def start(*others: str) -> None:
+        set_arguments(monkeypatch, tmp_path, *others)
+        script.claim_folder(script.parse_arguments())
+
+    start("optimizer.lr=1e-3")
+    start("optimizer.lr=1e-3", "--seeds", "3")  # goes on
+    for others, told in (
+        (
+            ["optimizer.lr=1e-3", "--data", ".."],
+            rf"--data {re.escape(str(Path().resolve()))}, now ",
+        ),
+        (["optimizer.lr=1e-3", "--vit", "timm:other"], "--vit none, now timm:other"),
+        (["optimizer.lr=2e-3"], r"changes \['optimizer.lr=1e-3'\], now"),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            start(*others)
+    (tmp_path / "boxes_paper_192px_300" / "row_0").mkdir()
+    (tmp_path / "boxes_paper_192px_300" / "row_0" / "config.yaml").touch()
+    (tmp_path / "boxes_paper_192px_300" / "ladder.json").unlink()
+    with pytest.raises(SystemExit, match="not written down"):
+        start("optimizer.lr=1e-3")
+
+
+def test_a_run_that_was_cut_off_after_an_evaluation_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    set_arguments(monkeypatch, tmp_path, "train.eval_period=100")
+    args = script.parse_arguments()
+    row = "+ CTI to V"
+    folder = args.output / script.folder_of(row, 0)
+    folder.mkdir(parents=True)
+    evaluation = {"iteration": 99, "results": {"bbox": {"AP": 1.0}}}
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    started = []
+
+    def fail(command: list[str]) -> subprocess.CompletedProcess:
+        started.append(command)
+        return subprocess.CompletedProcess(command, 2)
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(SystemExit, match=r"seed 0: train_net\.py ended with 2"):
+        script.run(args, row, 0)
+    assert "--resume" in started[0] and started[0][-1] == "train.eval_period=100"
+    (folder / "evaluation.json").write_text(json.dumps(evaluation | {"iteration": 299}))
+    assert script.run(args, row, 0) == [1.0]
+    assert len(started) == 1
+
+
 def test_the_table_has_mean_and_deviation(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [
-        "finetuning.py",
-        "--ladder",
-        "paper",
-        "--task",
-        "boxes",
-        "--data",
-        ".",
-        "--vit",
-        "none",
-        "--output",
-    ]
-    monkeypatch.setattr("sys.argv", [*arguments, str(tmp_path)])
+    set_arguments(monkeypatch, tmp_path)
     runs = tmp_path / "boxes_paper_192px_300"
     for row in script.paper_rows(script.TASKS["boxes"]):
         for seed in (0, 1, 2):
             folder = runs / script.folder_of(row, seed)
             folder.mkdir(parents=True)
             score = 10.0 + 2 * seed
-            (folder / "evaluation.json").write_text(f'{{"results": {{"bbox": {{"AP": {score}}}}}}}')
+            evaluated = {"iteration": 299, "results": {"bbox": {"AP": score}}}
+            (folder / "evaluation.json").write_text(json.dumps(evaluated))
             (folder / "metrics.json").write_text('{"iteration": 19, "total_loss": 1.5}\n')
     script.main()
     table = capsys.readouterr().out
