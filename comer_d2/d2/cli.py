@@ -32,7 +32,7 @@ from .engine.config import load_config, settle_device
 from .engine.launch import Plan, launch, plan_processes
 from .engine.run import Reporting, check_and_run, run
 from .errors import Interrupted, UserError, report
-from .report.build import update_report, write_report
+from .report.build import RunReports, update_report
 
 EPILOG = """\
 examples (comer-d2 train and train_net.py are the same):
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "train_net.py") -> int:
             # Configs hold functions and classes that need not pickle: new processes load their own.
             given = {} if plan.starter == "flags" else {"cfg": cfg}
             function = partial(run, dataset=dataset, **given)
-        launch(partial(function, report=Reporting(write_report, update_report)), args, plan)
+        launch(partial(function, report=Reporting(RunReports().write, update_report)), args, plan)
     except (UserError, Interrupted) as e:
         return report(e, prog)
     except KeyboardInterrupt:

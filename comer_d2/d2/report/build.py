@@ -1,7 +1,7 @@
 """A run's report, from what its evaluation wrote."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,13 +53,31 @@ def update_report(cfg: DictConfig) -> Path | None:
     return page if update_curves(page, curves(folder / "metrics.json")) else None
 
 
-def write_report(cfg: DictConfig, *, train: bool = True) -> Path:
+class RunReports:
+    """The reports of one run; its training images are read and drawn once, for the first."""
+
+    def __init__(self) -> None:
+        self._batch: list[bytes] | None = None
+
+    def write(self, cfg: DictConfig) -> Path:
+        """`write_report` on the run's latest evaluation."""
+        return write_report(cfg, self._training_images)
+
+    def _training_images(self, cfg: DictConfig) -> list[bytes]:
+        if self._batch is None:
+            self._batch = training_images(cfg)
+        return self._batch
+
+
+def write_report(
+    cfg: DictConfig, batch: Callable[[DictConfig], Sequence[bytes]] | None = None
+) -> Path:
     """Write report/index.html into a run's folder.
 
     Args:
         cfg: the run's config, its data registered; `train.output_dir` holds evaluation.json, inference/ and
             perhaps metrics.json.
-        train: whether training images are shown, too.
+        batch: gives the training images that are shown; None: `training_images`.
 
     Returns:
         The page.
@@ -109,7 +127,7 @@ def write_report(cfg: DictConfig, *, train: bool = True) -> Path:
         headlines=headlines,
         curves=curves(folder / "metrics.json"),
         sections=sections,
-        batch=training_images(cfg) if train else (),
+        batch=(batch or training_images)(cfg),
     )
 
 

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog
 
 from comer_d2.__main__ import main
+from comer_d2.d2.data.custom import resolve_dataset
+from comer_d2.d2.engine.config import load_config
+from comer_d2.d2.report.build import RunReports
 from tests.browser import open_page
 from tests.d2.untrained import DETECTOR, PANOPTIC, SEMANTIC, write_digits, write_run
 
@@ -83,6 +87,24 @@ def test_panoptic(tmp_path: Path) -> None:
     for name, _, quality, *_ in rows:
         assert float(quality) == pytest.approx(results[f"PQ-{name}"], abs=0.06)
     assert "<h2>Segments</h2>" in page
+
+
+def test_a_run_reads_its_training_set_once_for_all_its_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "run", write_digits(tmp_path), DETECTOR)
+    (run / "evaluation.json").write_text('{"results": {}}')
+    (run / "inference").mkdir()
+    (run / "inference" / "coco_instances_results.json").write_text("[]")
+    cfg = load_config(str(run / "config.yaml"), [f"train.output_dir={run}"])
+    resolve_dataset(cfg)
+    read: list[str] = []
+    get = DatasetCatalog.get
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: read.append(name) or get(name))
+    reports = RunReports()
+    first, second = (reports.write(cfg).read_text(encoding="utf-8") for _ in range(2))
+    assert read.count(f"{cfg.dataset.name}_train") == 1
+    assert second.count("augmented training image") == first.count("augmented training image") == 2
 
 
 def test_a_run_without_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
