@@ -189,10 +189,9 @@ def _check_loading(cfg: DictConfig) -> None:
         if workers is not None and (type(workers) is not int or workers < 0):
             raise UserError(f"dataloader.{split}.num_workers={workers!r} must be a whole number")
     keys = ("dataloader.train.mapper.image_format", "dataloader.test.mapper.image_format")
-    orders = {key: OmegaConf.select(cfg, key) for key in (*keys, "model.input_format")}
-    orders = {key: order for key, order in orders.items() if order is not None}
-    if len(set(orders.values())) > 1:
-        shown = ", ".join(f"{key}={order}" for key, order in orders.items())
+    orders = [OmegaConf.select(cfg, key) for key in keys]
+    if None not in orders and orders[0] != orders[1]:
+        shown = " and ".join(f"{key}={order}" for key, order in zip(keys, orders))
         raise UserError(f"the model would see two orders of channels: {shown}; give one")
 
 
