@@ -94,6 +94,8 @@ def test_predict_draws_a_video(film: Path, tmp_path: Path, capsys: pytest.Captur
     assert main([*arguments[:2], str(tmp_path / "in"), *arguments[3:]]) == 0
     assert f"1 videos in '{tmp_path / 'in'}' are left out" in capsys.readouterr().err
     (tmp_path / "in" / "photo.png").unlink()
+    assert main([*arguments[:2], str(tmp_path / "in"), *arguments[3:]]) == 2
+    assert "it has 1 videos: name them" in capsys.readouterr().err
     assert main([*arguments[:-1], str(film.parent)]) == 2
     assert "would replace it" in capsys.readouterr().err
 

@@ -137,9 +137,10 @@ def find_images(inputs: Sequence[str], output: Path) -> dict[str, Path]:
             folders.append(path.resolve())
             found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGE_ENDINGS]
             found = [p for p in found if not p.resolve().is_relative_to(output.resolve())]
-            if not found:
-                raise UserError(f"no images in '{name}' ({', '.join(IMAGE_ENDINGS)})")
             videos = sum(p.suffix.lower() in VIDEO_ENDINGS for p in path.rglob("*"))
+            if not found:
+                hint = f"; it has {videos} videos: name them" if videos else ""
+                raise UserError(f"no images in '{name}' ({', '.join(IMAGE_ENDINGS)}){hint}")
             if videos:
                 print(f"{videos} videos in '{name}' are left out: name them", file=sys.stderr)
             files |= dict.fromkeys(found)
@@ -379,7 +380,7 @@ def predict_images(
         skip: called with an image that cannot be read.
     """
     ids = CocoIds()
-    if args.json or args.label_maps:
+    if args.json or (args.label_maps and "panoptic" in model.tasks):
         ids = coco_ids(model.cfg, model.class_names, args.annotations)
         model.category_ids = ids.category_ids
         if ids.category_ids is None:
