@@ -85,6 +85,8 @@ def export(args: argparse.Namespace) -> None:
     hub, program = ("title", "license"), ("images", "fixed_size", "resize")
     if args.format == "hub":
         refuse_unused(args, dict.fromkeys(program, "programs"))
+        if args.batch != 1:
+            raise UserError("--batch is for programs")
     else:
         refuse_unused(args, dict.fromkeys(hub, "a folder, --format hub"))
     size = args.fixed_size and tuple(args.fixed_size)

@@ -97,6 +97,7 @@ def test_a_card_says_what_the_model_stands_on() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--format", "hub", "--batch", "dynamic"), "--batch is for programs"),
         (("--format", "hub", "--fixed-size", "64", "64"), "--fixed-size is for programs"),
         (("--format", "onnx", "--license", "mit"), "--license is for a folder"),
     ],
