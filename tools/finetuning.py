@@ -3,7 +3,7 @@
 
 make finetuning ARGS="--task instances --data balloon --vit vit_s14.pth"
 make finetuning ARGS="--task semantic --data camvid --vit vit_s14.pth"
-make ablation ARGS="--task boxes --data bccd --vit vit_s14.pth"          # the paper's Table 7
+make ablation ARGS="--task boxes --data bccd --vit vit_s14.pth"          # the paper's ablation
 
 Every row is a run of train_net.py on one config of configs/custom; one that is done is not run again, one that was
 cut off goes on, if data, ViT and changes are still the same. The table is printed, and written as table.md beside
@@ -58,7 +58,7 @@ class Task(NamedTuple):
         COCO_FILES  # key of `dataset` -> where that is in the folder of the data
     )
     comer: str = "model.backbone.bottom_up"  # where the config has its ViT-CoMer
-    one_rate: str = "1e-4"  # for 16 images an update, if the ViT learns as fast as the rest
+    one_rate: str = "1e-4"  # if the ViT learns as fast as the rest; whatever the batch
     image_size: int = 192  # pixels
     iterations: int = 300
 
@@ -102,7 +102,7 @@ def recipe_rows(task: Task) -> dict[str, Row]:
 
 
 def paper_rows(task: Task) -> dict[str, Row]:
-    """The paper's Table 7: a plain ViT, pretrained and frozen, and each part of ViT-CoMer added to it."""
+    """The paper's ablation: a plain ViT, pretrained and frozen, and each part of ViT-CoMer added to it."""
     parts_that_are_off = {
         "+ CNN pyramid and MRFP": ("use_cti_to_v", "use_cti_to_c"),
         "+ CTI to V": ("use_cti_to_c",),
