@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,18 @@ def test_a_loss_that_is_not_finite_can_be_computed_again(
     assert result.grad_norms["roi_heads.box_predictor.cls_score"] > 0
     assert result.error is None
 
+    # In float16 the run's loss scale decides which gradients overflow.
+    assert record["loss_scale"] == 1.0
+    half = load_config(
+        str(output / "config.yaml"), ["train.amp.enabled=true", "train.amp.dtype=float16"]
+    )
+    cls_score = replay(half, record).grad_norms["roi_heads.box_predictor.cls_score"]
+    assert cls_score == pytest.approx(
+        result.grad_norms["roi_heads.box_predictor.cls_score"], rel=0.05
+    )
+    overflown = replay(half, {**record, "loss_scale": 2.0**127}).grad_norms
+    assert not math.isfinite(overflown["roi_heads.box_predictor.cls_score"])
+
     assert comer_d2(["replay", str(path)]) == 0
     printed = capfd.readouterr().out
     assert result.images[0] in printed
@@ -110,6 +123,7 @@ WRONG_FORMS = {
     "weights that are none": {"model": {"w": 3}},
     "data without a seed": {"data": {"sead": 3}},
     "an iteration before the first": {"iteration": -1},
+    "no loss scale": {"loss_scale": 0.0},
 }
 
 
@@ -123,6 +137,7 @@ def test_a_record_of_a_wrong_form_is_refused(what: str, tmp_path: Path) -> None:
         "grad_norms": {"backbone": 2.0},
         "random": [{}],
         "data": {"seed": 5},
+        "loss_scale": 1.0,
         "model": {"w": torch.ones(1)},
     }
     path = tmp_path / "step_0000003.pth"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "grad_norms": dict,
     "random": list,
     "data": (dict, type(None)),
+    "loss_scale": float,
     "model": dict,
 }
 
@@ -83,6 +85,7 @@ def _is_record(record: Any) -> bool:
     return (
         record["iteration"] >= 0
         and processes > 0
+        and 0 < record["loss_scale"] < math.inf
         and all(isinstance(v, list) and len(v) == processes for v in losses.values())
         and all(isinstance(x, float) for v in losses.values() for x in v)
         and all(isinstance(x, float) for x in norms.values())
@@ -130,6 +133,10 @@ def replay(cfg: DictConfig, record: dict[str, Any], rank: int = 0) -> Replayed:
         device_type=torch.device(cfg.train.device).type,
         amp_dtype=getattr(torch, cfg.train.amp.dtype) if cfg.train.amp.enabled else None,
         accumulation_steps=cfg.train.accumulation_steps,
+    )
+    # Which gradients overflow in float16 depends on it.
+    trainer.scaler = torch.amp.GradScaler(
+        trainer.device_type, record["loss_scale"], enabled=trainer.scaler.is_enabled()
     )
     stream = iter(loader)
     batches = [next(stream) for _ in range(cfg.train.accumulation_steps)]

@@ -25,7 +25,7 @@ class StepRecorder:
     """Remembers how a step began, and writes it down when its loss is not finite or a spike.
 
     The file holds the weights before the update, the iteration, losses and images of every process, the
-    gradients' norms by group, the random states at the beginning of the step, and the data's seed.
+    gradients' norms by group, the random states at the beginning of the step, the data's seed, and the loss scale.
 
     Args:
         folder: the run's output folder.
@@ -62,6 +62,7 @@ class StepRecorder:
         model: nn.Module,
         losses: dict[str, list[float]],
         seed: Any,
+        loss_scale: float,
     ) -> str:
         """Write the step down; all processes call this.
 
@@ -71,6 +72,7 @@ class StepRecorder:
             model: the bare model, with the weights of the beginning of the step, and its gradients.
             losses: name -> values of all processes.
             seed: the training data's `state_dict`, or None.
+            loss_scale: by which the losses were multiplied for the backward pass; 1 but in float16.
 
         Returns:
             The file's path.
@@ -87,6 +89,7 @@ class StepRecorder:
                 "grad_norms": gradient_norms(model),
                 "random": random,
                 "data": seed,
+                "loss_scale": loss_scale,
                 "model": model.state_dict(),
             }
             write_atomically(path, lambda temporary: torch.save(record, temporary))

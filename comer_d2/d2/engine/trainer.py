@@ -253,22 +253,33 @@ class Trainer(TrainerBase):
             )
         return False
 
-    def _keep(self, reason: str, losses: dict[str, list[float]]) -> str:
-        """Write the step down, with the losses of all processes; returns the file's path."""
+    def _keep(
+        self, reason: str, losses: dict[str, list[float]], loss_scale: float | None = None
+    ) -> str:
+        """Write the step down, with the losses of all processes; returns the file's path.
+
+        Args:
+            reason: for people.
+            losses: name -> values of all processes.
+            loss_scale: the step's, if the scaler has gone on since; None: the scaler's.
+        """
         has_seed = hasattr(self.data_loader, "state_dict")
         seed = self.data_loader.state_dict() if has_seed else None
-        return self.recorder.write(reason, self.iter, self.bare_model, losses, seed)
+        scale = self.scaler.get_scale() if loss_scale is None else loss_scale
+        return self.recorder.write(reason, self.iter, self.bare_model, losses, seed, scale)
 
     def _gave_up(self, reason: str) -> TrainingError:
         """The error of a model that gives up in its forward; other processes may not, and cannot be asked."""
         reason = f"{reason.rstrip('!. ')} at iteration {self.iter}; no checkpoint was written"
         return self._kept(reason, {}) if comm.get_world_size() == 1 else TrainingError(reason)
 
-    def _kept(self, reason: str, losses: dict[str, list[float]]) -> TrainingError:
-        """The error that ends the run, after the step was written down."""
+    def _kept(
+        self, reason: str, losses: dict[str, list[float]], loss_scale: float | None = None
+    ) -> TrainingError:
+        """The error that ends the run, after the step was written down; arguments as for `_keep`."""
         if not self.recorder:
             return TrainingError(reason)
-        path = self._keep(reason, losses)
+        path = self._keep(reason, losses, loss_scale)
         return TrainingError(f"{reason}. The step is kept: comer-d2 replay {path}")
 
     def _broken_weight(self) -> str | None:
@@ -312,6 +323,7 @@ class Trainer(TrainerBase):
             "and no checkpoint was written; train.amp.dtype=bfloat16 has the range of float32, and "
             "train.amp.enabled=false shows whether the loss itself is to blame",
             {},
+            self.scaler.get_scale() / self.scaler.get_backoff_factor(),  # before it was lowered
         )
 
     def state_dict(self) -> dict[str, Any]:

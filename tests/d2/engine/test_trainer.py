@@ -161,6 +161,8 @@ def test_gradients_that_no_loss_scale_mends_stop_a_float16_run(tmp_path: Path) -
     assert torch.equal(weights(trainer), before)
     (path,) = tmp_path.glob("step_*.pth")  # the last of them, to be looked at
     assert str(path) in str(error.value)
+    record = torch.load(path, weights_only=True)
+    assert record["loss_scale"] == 8.0 * 0.5 ** (SKIPPED_STEPS - 1)  # of that step
 
 
 def test_a_short_float16_run_that_takes_no_step_is_no_success() -> None:
