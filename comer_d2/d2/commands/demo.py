@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     )
     add_model_arguments(parser, thresholds=False)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="(%(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="(%(default)s); 0: a free one")
     return run_tool(partial(serve, parser.parse_args(argv)), prog)
 
 
@@ -46,4 +46,11 @@ def serve(args: argparse.Namespace) -> None:
     examples = validation_images(model, EXAMPLES)
     page = build_demo(model, f"comer_d2: {Path(args.model).resolve().name}", examples)
     allowed = sorted({str(path.parent) for path in examples})
-    page.launch(server_name=args.host, server_port=args.port, allowed_paths=allowed)
+    try:
+        # None: gradio looks for a free one; it cannot serve on 0.
+        page.launch(server_name=args.host, server_port=args.port or None, allowed_paths=allowed)
+    except OSError as error:
+        raise UserError(
+            f"--host {args.host} --port {args.port}: the port is in use, or the address not this machine's; "
+            "--port 0 takes a free port"
+        ) from error

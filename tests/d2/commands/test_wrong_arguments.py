@@ -44,6 +44,26 @@ def test_a_port_out_of_range(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--port 99999" in capsys.readouterr().err
 
 
+def test_ports_of_the_demo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Gradio cannot serve on 0, and raises an OSError where a port is in use."""
+    asked: list[int | None] = []
+
+    def launch(*, server_port: int | None, **_: Any) -> None:
+        asked.append(server_port)
+        if server_port is not None:
+            raise OSError(f"Cannot find empty port in range: {server_port}")
+
+    model = SimpleNamespace(cfg=OmegaConf.create({}))
+    monkeypatch.setattr("comer_d2.d2.commands.demo.model_of", lambda _: model)
+    monkeypatch.setattr("comer_d2.d2.commands.demo.build_demo", lambda *_: SimpleNamespace(launch=launch))  # fmt: skip
+    assert main(["demo", "no_run", "--port", "0"]) == 0
+    assert main(["demo", "no_run", "--port", "7999"]) == 2
+    assert "--port 7999: the port is in use" in capsys.readouterr().err
+    assert asked == [None, 7999]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
