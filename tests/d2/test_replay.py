@@ -11,6 +11,7 @@ from detectron2.modeling.roi_heads import StandardROIHeads
 
 from comer_d2.__main__ import main as comer_d2
 from comer_d2.d2.cli import main
+from comer_d2.d2.commands.replay import side_by_side
 from comer_d2.d2.engine.config import load_config
 from comer_d2.d2.engine.replay import read_record, replay
 from comer_d2.d2.engine.step_record import StepRecorder
@@ -154,3 +155,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     for name in ("a.pth", "b.pth", "c.pth"):
         with pytest.raises(UserError, match=name):
             read_record(tmp_path / name)
+
+
+def test_values_stand_under_each_other() -> None:
+    replayed = {"a": 1.0, "predictor.transformer_cross_attention_layers": 2.0, "new": 3.0}
+    lines = side_by_side("loss", dict.fromkeys(list(replayed)[:2], 1e-05), replayed).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1].split() == ["a", "1e-05", "1"] and lines[3].split() == ["new", "3"]

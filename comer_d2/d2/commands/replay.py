@@ -1,7 +1,7 @@
 """comer-d2 replay: compute a training step again that went wrong."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -56,15 +56,23 @@ def show(args: argparse.Namespace) -> None:
     result = replay(cfg, record, args.rank)
     print(f"{record['reason']}\n\nimages of process {args.rank}:")
     print("\n".join(f"  {name}" for name in result.images))
-    print(f"\n{'loss':<40}{'recorded':>14}{'replayed':>14}")
-    for name, value in result.losses.items():
-        recorded = record["losses"].get(name, [])
-        before = f"{recorded[args.rank]:14.6g}" if args.rank < len(recorded) else f"{'':>14}"
-        print(f"{name:<40}{before}{value:14.6g}")
-    print(f"\n{'gradient norm':<40}{'recorded':>14}{'replayed':>14}")
-    for name, value in result.grad_norms.items():
-        norm = record["grad_norms"].get(name)
-        print(f"{name:<40}{'' if norm is None else f'{norm:.6g}':>14}{value:14.6g}")
+    recorded = {
+        name: values[args.rank]
+        for name, values in record["losses"].items()
+        if args.rank < len(values)
+    }
+    print(f"\n{side_by_side('loss', recorded, result.losses)}")
+    print(f"\n{side_by_side('gradient norm', record['grad_norms'], result.grad_norms)}")
     if result.error:
         print(f"the model gave up: {result.error}")
     print(f"\nfirst module whose output is not finite: {result.first_not_finite or 'none'}")
+
+
+def side_by_side(title: str, recorded: Mapping[str, float], replayed: Mapping[str, float]) -> str:
+    """A table of values by name; empty where nothing was recorded."""
+    width = max(map(len, [title, *replayed])) + 2
+    lines = [f"{title:<{width}}{'recorded':>14}{'replayed':>14}"]
+    for name, value in replayed.items():
+        before = f"{recorded[name]:.6g}" if name in recorded else ""
+        lines.append(f"{name:<{width}}{before:>14}{value:14.6g}")
+    return "\n".join(lines)
