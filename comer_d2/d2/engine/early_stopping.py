@@ -38,7 +38,8 @@ class EarlyStopping:
                 self.count += 1
 
     def __str__(self) -> str:
+        least = f" by more than {self._min_delta:g}" if self._min_delta else ""
         return (
-            f"{self.metric} got no better than {self._sign * self.best:.3f} in {self.count} evaluations "
+            f"{self.metric} got no better than {self._sign * self.best:.3f}{least} in {self.count} evaluations "
             f"(train.early_stopping.patience={self.patience})"
         )

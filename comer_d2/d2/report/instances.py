@@ -280,6 +280,8 @@ def _confusion(
             "Most frequent confusions",
             ["true", "predicted", "times"],
             [[every[i], every[j], int(wrong[i, j])] for i, j in pairs if wrong[i, j]],
+            note="An object on which several predictions lie counts for the one that found it and for each of "
+            "another class.",
         )
     )
 

@@ -50,7 +50,7 @@ def test_patience_counts_evaluations_that_are_no_better() -> None:
     assert stopping.count == 0
     stopping.observe([float("nan"), 11.0, 11.1])
     assert stopping.is_due
-    assert "bbox/AP got no better than 10.600 in 3 evaluations" in str(stopping)
+    assert "bbox/AP got no better than 10.600 by more than 0.5 in 3 evaluations" in str(stopping)
     falling = EarlyStopping("val_loss", "min", patience=1)
     falling.observe([3.0, 2.0])
     assert not falling.is_due
