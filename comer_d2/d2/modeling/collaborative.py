@@ -9,7 +9,7 @@ from ...heads.dino.collaborative import Candidates, CollaborativeGenerator
 from ...heads.dino.criterion import DINOCriterion, of_layers
 from ...heads.dino.decoder import DINODecoder
 from ...heads.dino.head import DINOOutputs
-from ...ops.registry import without_autocast
+from ...layers.strided_conv import StridedConv2d
 
 
 class CollaborativeHeads(nn.Module):
@@ -50,7 +50,7 @@ class CollaborativeHeads(nn.Module):
         self.roi_queries = roi_queries
         self.atss_queries = atss_queries
         self.coarser = nn.Sequential(
-            nn.Conv2d(dim, dim, 3, stride=2, padding=1), nn.GroupNorm(norm_groups, dim)
+            StridedConv2d(dim, dim, 3, stride=2, padding=1), nn.GroupNorm(norm_groups, dim)
         )
         self.weight = weight
 
@@ -101,11 +101,7 @@ class CollaborativeHeads(nn.Module):
             for found in instances
         ]
         maps = outputs.canvas.levels.maps(outputs.memory)
-        # In the weights' type: on so few cells, PyTorch's bfloat16 convolution on a CPU gives weight gradients that are
-        # not numbers, now and then.
-        with without_autocast(maps[-1]):
-            coarser = self.coarser(maps[-1].to(self.coarser[0].weight.dtype).contiguous())
-        maps = [*maps, coarser.to(maps[-1].dtype)]
+        maps.append(self.coarser(maps[-1]).to(maps[-1].dtype))
         roi_candidates, losses = self.faster_rcnn(images, maps, instances)
         atss_candidates, atss_losses = self.dense(images, maps, instances)
         losses = {name: loss * self.weight for name, loss in (losses | atss_losses).items()}

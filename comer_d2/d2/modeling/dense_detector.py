@@ -10,6 +10,7 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from ...heads.dense_inference import detect
+from ...layers.strided_conv import StridedConv2d
 from .images import prepare_images
 
 
@@ -137,8 +138,8 @@ class LastLevelP6P7(nn.Module):
     def __init__(self, channels: int, in_feature: str = "p5") -> None:
         super().__init__()
         self.in_feature = in_feature
-        self.p6 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-        self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.p6 = StridedConv2d(channels, channels, 3, stride=2, padding=1)
+        self.p7 = StridedConv2d(channels, channels, 3, stride=2, padding=1)
         for conv in (self.p6, self.p7):
             weight_init.c2_xavier_fill(conv)
 

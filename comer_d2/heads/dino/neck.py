@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from ...layers.strided_conv import StridedConv2d
+
 
 class ChannelMapper(nn.Module):
     """A 1x1 convolution and a group norm for every map, strided 3x3 convolutions for more.
@@ -45,7 +47,7 @@ class ChannelMapper(nn.Module):
         # The first one beyond reads the backbone's coarsest map itself.
         more = [in_channels[-1], *[dim] * num_levels]
         convs += [
-            nn.Conv2d(more[i], dim, 3, stride=2, padding=1, bias=False)
+            StridedConv2d(more[i], dim, 3, stride=2, padding=1, bias=False)
             for i in range(num_levels - len(in_features))
         ]
         self.projections = nn.ModuleList(
