@@ -156,6 +156,14 @@ def test_missing_and_broken_files(predictor: Predictor, photo: Path, tmp_path: P
             predictor(tmp_path / name)
 
 
+def test_an_image_that_is_too_large_for_pillow_says_what_to_do(
+    predictor: Predictor, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 128 * 128 // 3)
+    with pytest.raises(UserError, match=r"exceeds limit .* raise PIL\.Image\.MAX_IMAGE_PIXELS"):
+        predictor(photo)
+
+
 def test_a_photo_on_its_side_is_turned(predictor: Predictor, photo: Path, tmp_path: Path) -> None:
     upright = Image.open(photo).crop((0, 0, 128, 96))
     exif = Image.Exif()

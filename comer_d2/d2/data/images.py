@@ -52,7 +52,7 @@ def read_image(path: str | os.PathLike, image_format: str = "RGB") -> np.ndarray
         raise BadImage(f"{os.fspath(path)}: there is no such file") from error
     # Pillow raises these four for damaged files, the last for sizes that would fill the memory.
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadImage(f"{os.fspath(path)}: the image cannot be read ({error})") from error
+        raise _unreadable(path, error) from error
 
 
 def check_image(path: str | os.PathLike) -> tuple[int, int]:
@@ -78,10 +78,17 @@ def check_image(path: str | os.PathLike) -> tuple[int, int]:
     except FileNotFoundError as error:
         raise BadImage(f"{os.fspath(path)}: there is no such file") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadImage(f"{os.fspath(path)}: the image cannot be read ({error})") from error
+        raise _unreadable(path, error) from error
     if not whole:
         read_image(path)
     return width, height
+
+
+def _unreadable(path: str | os.PathLike, error: Exception) -> BadImage:
+    hint = ""
+    if isinstance(error, Image.DecompressionBombError):
+        hint = ": cut it in parts, or, where it is to be trusted, raise PIL.Image.MAX_IMAGE_PIXELS in Python"
+    return BadImage(f"{os.fspath(path)}: the image cannot be read ({error}){hint}")
 
 
 def check_images(
