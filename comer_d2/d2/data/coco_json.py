@@ -51,6 +51,10 @@ class CocoFile:
         """Id -> name."""
         return {c["id"]: c["name"] for c in self.content.get("categories", ())}
 
+    def paths(self, folder: str) -> list[Path]:
+        """Of its images, whose names are relative to a folder."""
+        return [Path(folder, image["file_name"]) for image in self.content["images"]]
+
     def note(self, what: str, cases: Iterable[str], *, changed: bool = False) -> None:
         """Say something about cases, if there are any."""
         cases = list(cases)

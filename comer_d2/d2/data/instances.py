@@ -26,6 +26,7 @@ from .kind import (
     count_classes,
     register,
     share_of_bad_images,
+    shared_images,
     write_for_this_process,
 )
 
@@ -67,7 +68,7 @@ class InstanceData(DatasetKind):
                 for split, file in files.items()
                 for note in file.notes
             ]
-            + _notes(dataset),
+            + shared_images(*(file.paths(dataset[f"{s}_images"]) for s, file in files.items())),
         )
 
     @staticmethod
@@ -131,12 +132,6 @@ def _read(cfg: DictConfig, split: str, *, decode: bool, repair: bool | None = No
 def _key(dataset: DictConfig, split: str) -> str:
     path = dataset.get(f"{split}_json")
     return f"dataset.{split}_json={path}" if path else f"dataset.{split}_json"
-
-
-def _notes(dataset: DictConfig) -> list[str]:
-    if Path(dataset.train_json).samefile(dataset.val_json):
-        return ["train and val are the same file: what is measured is what was learnt by heart"]
-    return []
 
 
 def _compare_categories(dataset: DictConfig, train: dict[int, str], val: dict[int, str]) -> None:

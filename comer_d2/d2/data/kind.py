@@ -6,9 +6,10 @@ it knows the classes, how predictions are measured, and what there is to draw.
 
 import functools
 import json
+import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from detectron2.evaluation import DatasetEvaluator
 from omegaconf import DictConfig, ListConfig
 
 from ..errors import UserError
-from .findings import NOT_SET, SHOWN, Findings
+from .findings import NOT_SET, SHOWN, Findings, summarise
 from .images import read_image
 
 SPLITS = ("train", "val")
@@ -178,6 +179,15 @@ def check_problems(dataset: DictConfig, found: dict[str, Findings], shown: int |
     ]
     if lines:
         raise DatasetError(f"dataset {dataset.name!r}:\n  " + "\n  ".join(lines))
+
+
+def shared_images(train: Iterable[str | Path], val: Iterable[str | Path]) -> list[str]:
+    """A note on files that both splits have, if there are any."""
+    known = set(map(os.path.realpath, train))
+    both = [str(path) for path in val if os.path.realpath(path) in known]
+    if not both:
+        return []
+    return [summarise("images are in train and val: what is measured is learnt by heart", both)]
 
 
 def check_settings(dataset: DictConfig) -> None:

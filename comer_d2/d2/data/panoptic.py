@@ -36,6 +36,7 @@ from .kind import (
     count_classes,
     register,
     share_of_bad_images,
+    shared_images,
     write_for_this_process,
 )
 from .mappers import PanopticMapper
@@ -110,7 +111,8 @@ class PanopticData(DatasetKind):
                 for part, found in (("json", files), ("instances", instances))
                 for split, file in found.items()
                 for note in file.notes
-            ],
+            ]
+            + shared_images(*(file.paths(dataset[f"{s}_images"]) for s, file in files.items())),
         )
 
     @staticmethod

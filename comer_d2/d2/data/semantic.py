@@ -26,6 +26,7 @@ from .kind import (
     count_classes,
     register,
     share_of_bad_images,
+    shared_images,
 )
 from .semantic_labels import (
     IGNORE_LABEL,
@@ -82,7 +83,8 @@ class SemanticData(DatasetKind):
                 }
                 for split, found in splits.items()
             },
-            notes=[f"{split}: {note}" for split, found in splits.items() for note in found.notes],
+            notes=[f"{split}: {note}" for split, found in splits.items() for note in found.notes]
+            + shared_images(*([image for image, _ in found.pairs] for found in splits.values())),
         )
 
     @staticmethod
@@ -237,6 +239,10 @@ def _pair_files(images: Path, masks: Path, findings: Findings) -> list[tuple[Pat
     ):
         findings.extend(what, sorted(names))
     both = sorted(set(of_images) & set(of_masks))
+    findings.extend(
+        "images that are their own mask (the two folders have to be different ones)",
+        (str(of_images[name][0]) for name in both if of_images[name][0] == of_masks[name][0]),
+    )
     return [(of_images[name][0], of_masks[name][0]) for name in both]
 
 

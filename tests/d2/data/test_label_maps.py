@@ -11,7 +11,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from comer_d2.d2.data.custom import kind_of, resolve_dataset
+from comer_d2.d2.data.custom import check_dataset, kind_of, resolve_dataset
 from comer_d2.d2.data.mappers import SemanticMapper
 from comer_d2.d2.errors import UserError
 from comer_d2.d2.evaluation.semantic import SemanticEvaluator
@@ -165,3 +165,20 @@ def test_masks_of_fewer_bits_are_no_label_maps(tmp_path: Path, bits: int) -> Non
         assert f"0.png: label maps are images of one channel of 8 bits (mode L or P) whose values are class numbers, this one has {bits} bits a pixel" in problem(cfg)  # fmt: skip
     else:
         resolve_dataset(cfg)
+
+
+def test_images_of_both_splits_are_said(tmp_path: Path) -> None:
+    cfg = write_semantic(tmp_path)
+    assert not check_dataset(cfg).notes
+    for kind in ("images", "masks"):
+        (tmp_path / "train" / kind / "again").symlink_to(tmp_path / "val" / kind)
+        cfg.dataset[f"val_{kind}"] = str(tmp_path / "train" / kind / "again")
+        cfg.dataset[f"train_{kind}"] = str(tmp_path / "val" / kind)
+    (note,) = check_dataset(cfg).notes
+    assert note.startswith("2 images are in train and val: what is measured is learnt by heart: ")
+
+
+def test_masks_are_no_images(tmp_path: Path) -> None:
+    cfg = write_semantic(tmp_path)
+    cfg.dataset.train_images = cfg.dataset.train_masks
+    assert "train: 2 images that are their own mask" in problem(cfg)
