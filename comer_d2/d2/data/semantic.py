@@ -35,6 +35,7 @@ from .semantic_labels import (
     class_table,
     describe_unknown,
     read_label_map,
+    read_palette,
 )
 
 MOSTLY = 0.95  # of all pixels ignored: nothing is left to learn
@@ -171,12 +172,15 @@ def _check_split(dataset: DictConfig, split: str, table: np.ndarray, decode: boo
     sizes = check_images([image for image, _ in pairs], decode=decode, title=title)
     maps = _count_labels([mask for _, mask in pairs], title)
     bad, other, turned, unknown = [], [], [], []
+    colors: dict[int, set[tuple[int, ...]]] = {}  # label -> those of the files' palettes
     for (image, mask), size, counted in zip(pairs, sizes, maps, strict=True):
         wrong = [str(file) for file in (size, counted) if isinstance(file, UserError)]
         if wrong:
             bad.extend(wrong)
             continue
-        mask_size, pixels = counted
+        mask_size, pixels, palette = counted
+        for label in np.flatnonzero(pixels[: len(palette)]).tolist():
+            colors.setdefault(label, set()).add(palette[label])
         labels = np.flatnonzero((pixels > 0) & (table == UNKNOWN)).tolist()
         if labels:
             unknown.append(f"{mask}: {describe_unknown(labels, table)}")
@@ -186,6 +190,10 @@ def _check_split(dataset: DictConfig, split: str, table: np.ndarray, decode: boo
         else:
             text = "{} is {} x {}, its image {} x {}".format(mask, *mask_size, *size)
             (turned if size == mask_size[::-1] and turned_by_exif(image) else other).append(text)
+    odd = [f"{i}: {sorted(c)}" for i, c in sorted(colors.items()) if len(c) > 1]
+    if odd:  # as after a conversion that gave each file a palette of its own
+        what = "labels are not of one colour in all masks' palettes (it is the numbers that count, not the colours)"
+        found.notes.append(summarise(what, odd))
     if bad and len(bad) <= share_of_bad_images(dataset) * len(pairs):
         found.notes.append(summarise("files left out (dataset.on_bad_image=skip)", bad))
     else:
@@ -257,15 +265,17 @@ def _files(folder: Path, endings: tuple[str, ...]) -> dict[str, list[Path]]:
 
 def _count_labels(
     paths: Sequence[Path], title: str
-) -> list[tuple[tuple[int, int], np.ndarray] | UserError]:
-    """For each label map its (width, height) and the pixels of every label, or the error."""
+) -> list[tuple[tuple[int, int], np.ndarray, list[tuple[int, ...]]] | UserError]:
+    """For each label map its (width, height), the pixels of every label and its palette, or the error."""
 
-    def count(path: Path) -> tuple[tuple[int, int], np.ndarray] | UserError:
+    def count(
+        path: Path,
+    ) -> tuple[tuple[int, int], np.ndarray, list[tuple[int, ...]]] | UserError:
         try:
             labels = read_label_map(path)
         except UserError as error:
             return error
-        return labels.shape[::-1], np.bincount(labels.ravel(), minlength=256)
+        return labels.shape[::-1], np.bincount(labels.ravel(), minlength=256), read_palette(path)
 
     return read_all(count, paths, f"{title} masks")
 

@@ -145,6 +145,15 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray:
         raise UserError(f"{path}: the label map cannot be read ({error})") from error
 
 
+def read_palette(path: str | os.PathLike) -> list[tuple[int, ...]]:
+    """The colours (R, G, B) of a label map's numbers; none where it has no palette."""
+    with Image.open(path) as image:
+        if image.mode != "P" or image.palette is None or image.palette.mode != "RGB":
+            return []
+        colors = image.palette.palette
+    return [tuple(colors[i : i + 3]) for i in range(0, len(colors) - 2, 3)]
+
+
 def read_segments(record: dict[str, Any]) -> np.ndarray:
     """The segment ids of one image, checked against its `segments_info`.
 

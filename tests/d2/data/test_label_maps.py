@@ -182,3 +182,20 @@ def test_masks_are_no_images(tmp_path: Path) -> None:
     cfg = write_semantic(tmp_path)
     cfg.dataset.train_images = cfg.dataset.train_masks
     assert "train: 2 images that are their own mask" in problem(cfg)
+
+
+def test_palettes_that_disagree_are_said(tmp_path: Path) -> None:
+    """As after a conversion from colours that gave each file a palette of its own."""
+    cfg = write_semantic(tmp_path)
+    red, green, blue = [255, 0, 0], [0, 255, 0], [0, 0, 255]
+    rest = [0] * 3 * 253
+    for path in sorted((tmp_path / "train" / "masks").iterdir()):
+        mask = Image.open(path).convert("L")
+        mask.putpalette(red + green + blue + rest)
+        mask.save(path)
+    assert not check_dataset(cfg).notes
+    mask.putpalette(red + blue + blue + rest)
+    mask.save(path)
+    (note,) = check_dataset(cfg).notes
+    assert note.startswith("train: 1 labels are not of one colour in all masks' palettes")
+    assert note.endswith(": 1: [(0, 0, 255), (0, 255, 0)]")
