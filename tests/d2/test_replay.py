@@ -77,6 +77,15 @@ def test_a_loss_that_is_not_finite_can_be_computed_again(
     printed = capfd.readouterr().out
     assert result.images[0] in printed
     assert "first module whose output is not finite: none" in printed
+    assert "processes" not in printed
+
+    # One of two processes has half of the images, and its values are not those of the step.
+    both = torch.load(path, weights_only=True)
+    both["random"] *= 2
+    both["losses"] = {name: values * 2 for name, values in both["losses"].items()}
+    torch.save(both, path)
+    assert comer_d2(["replay", str(path), "--rank", "1"]) == 0
+    assert "The step had 2 processes, and this is one of them alone" in capfd.readouterr().out
 
 
 def test_a_weight_that_is_not_finite_is_found_by_its_module(

@@ -19,6 +19,10 @@ examples:
   comer-d2 replay output/step_0001234.pth train.amp.enabled=false     # is the precision to blame?
   comer-d2 replay output/step_0001234.pth --rank 3 train.device=cpu"""
 
+ONE_OF_SEVERAL = """\
+The step had {} processes, and this is one of them alone: its batch norms, and the counts of objects or pixels that
+losses are divided by, are those of its own images, and the recorded gradients are the mean of all. Values differ."""
+
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the command.
@@ -56,6 +60,8 @@ def show(args: argparse.Namespace) -> None:
     result = replay(cfg, record, args.rank)
     print(f"{record['reason']}\n\nimages of process {args.rank}:")
     print("\n".join(f"  {name}" for name in result.images))
+    if (processes := len(record["random"])) > 1:
+        print(f"\n{ONE_OF_SEVERAL.format(processes)}")
     recorded = {
         name: values[args.rank]
         for name, values in record["losses"].items()

@@ -98,7 +98,8 @@ def _is_record(record: Any) -> bool:
 def replay(cfg: DictConfig, record: dict[str, Any], rank: int = 0) -> Replayed:
     """Compute the losses and gradients of a recorded step.
 
-    With several processes it is one of them, and batch norms see its images only.
+    With several processes it is one of them alone: batch norms see its images only, losses that are divided by
+    the objects or pixels of all processes are divided by its own, and gradients are not averaged.
 
     Args:
         cfg: the run's config.
