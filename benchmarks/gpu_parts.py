@@ -110,6 +110,8 @@ def run_tests(arguments: list[str], **environment: str) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+        # Most tests wait for launches, so that several processes share a GPU well.
+        command += [] if find_missing("xdist") else ["-n", str(min(4, os.cpu_count() or 1))]
         try:
             run_command([*command, f"--junitxml={report}"], **environment)
         except FailedError:

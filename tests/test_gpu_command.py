@@ -109,6 +109,21 @@ def test_pytorchs_code_is_not_measured_in_the_operators_place(
     assert result["why"] == "there is nothing to measure: there is no _C_cuda library"
 
 
+def test_tests_run_in_several_processes_where_xdist_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run_command(command: list[str], **environment: str) -> str:
+        commands.append(command)
+        raise gpu_parts.FailedError("not run")
+
+    monkeypatch.setattr(gpu_parts, "run_command", run_command)
+    for missing in ([], ["xdist"]):
+        monkeypatch.setattr(gpu_parts, "find_missing", lambda *names, found=missing: found)
+        with pytest.raises(gpu_parts.FailedError):
+            gpu_parts.run_tests(["tests/ops"])
+    assert ["-n" in command for command in commands] == [True, False]
+
+
 # What a machine with a GPU needs to have for `make gpu`, with what comer_d2 itself stands on.
 PACKAGES = {"torch", "torchvision", "timm", "numpy", "scipy", "safetensors", "pytest"}
 
