@@ -195,10 +195,10 @@ def claim_folder(args: argparse.Namespace) -> None:
         "changes": args.opts,
     }
     before: dict[str, object] = {}
-    if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
-    elif any(args.output.glob("*/config.yaml")):
+    if any(args.output.glob("*/config.yaml")):  # a run that began
         before = dict.fromkeys(own, "something that was not written down")
+        if file.exists():
+            before = json.loads(file.read_text(encoding="utf-8"))
     for key, value in own.items():
         known = before.get(key)
         if None not in (known, value) and known != value:  # no --vit: of rows from scratch

@@ -90,7 +90,11 @@ def test_runs_of_other_data_weights_or_changes_are_not_taken_over(
         set_arguments(monkeypatch, tmp_path, *others)
         script.claim_folder(script.parse_arguments())
 
+    start("optimizer.lr=1e3")  # a mistake that was seen before a run began
     start("optimizer.lr=1e-3")
+    run = tmp_path / "boxes_paper_192px_300" / "row_0"
+    run.mkdir()
+    (run / "config.yaml").touch()
     start("optimizer.lr=1e-3", "--seeds", "3")  # goes on
     for others, told in (
         (
@@ -102,9 +106,7 @@ def test_runs_of_other_data_weights_or_changes_are_not_taken_over(
     ):
         with pytest.raises(SystemExit, match=told):
             start(*others)
-    (tmp_path / "boxes_paper_192px_300" / "row_0").mkdir()
-    (tmp_path / "boxes_paper_192px_300" / "row_0" / "config.yaml").touch()
-    (tmp_path / "boxes_paper_192px_300" / "ladder.json").unlink()
+    (run.parent / "ladder.json").unlink()
     with pytest.raises(SystemExit, match="not written down"):
         start("optimizer.lr=1e-3")
 
