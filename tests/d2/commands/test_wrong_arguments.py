@@ -119,10 +119,11 @@ def test_curves_of_a_damaged_metrics_file(tmp_path: Path) -> None:
 def test_a_damaged_record_of_a_step(tmp_path: Path) -> None:
     record: dict[str, Any] = {key: {} for key in ("losses", "grad_norms", "data", "model")}
     record |= {"reason": "NaN", "iteration": 3, "images": [], "random": [{}], "data": {"seed": 0}}
+    record["loss_scale"] = 1.0
     torch.save(record, tmp_path / "step.pth")
     assert read_record(tmp_path / "step.pth") == record
     for key in record:
-        torch.save(record | {key: 0.5}, tmp_path / "step.pth")
+        torch.save(record | {key: -1}, tmp_path / "step.pth")
         with pytest.raises(UserError, match="is not the record of a step"):
             read_record(tmp_path / "step.pth")
 
