@@ -36,7 +36,8 @@ class MRFP(nn.Module):
         norm_layer: channels -> normalisation module.
 
     Raises:
-        ValueError: if ``hidden_dim`` cannot be shared equally, or a kernel size is even.
+        ValueError: if ``hidden_dim`` cannot be shared equally, or a kernel size is even, or there is
+            none.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class MRFP(nn.Module):
         norm_layer: Callable[[int], nn.Module],
     ) -> None:
         super().__init__()
+        if not kernel_sizes:
+            raise ValueError("mrfp_kernel_sizes is empty: give some, or use_mrfp=False for no MRFP")
         share, rest = divmod(hidden_dim, len(kernel_sizes))
         if rest or not share:
             raise ValueError(

@@ -132,6 +132,8 @@ class ViTCoMerNet(nn.Module):
             raise ValueError(
                 f"use_act_checkpoint must be True, False or 'stage', got {use_act_checkpoint!r}"
             )
+        if num_extra_cti < 0:
+            raise ValueError(f"num_extra_cti must be at least 0, got {num_extra_cti}")
         stages = vit.stages(interaction_indexes)
         map_dims = vit.map_dims(vit_features, len(stages))
         embed_dim, num_interactions = vit.embed_dim, len(stages)
@@ -156,7 +158,13 @@ class ViTCoMerNet(nn.Module):
         def ffn() -> FFNBranch | None:
             if cffn_ratio is None:
                 return None
-            return FFNBranch(embed_dim, int(embed_dim * cffn_ratio), vit.drop_path_rate)
+            hidden_dim = int(embed_dim * cffn_ratio)
+            if hidden_dim < 1:
+                raise ValueError(
+                    f"cffn_ratio {cffn_ratio} of {embed_dim} channels leaves the ConvFFN none: give a "
+                    "larger one, or None for no feed-forward branches"
+                )
+            return FFNBranch(embed_dim, hidden_dim, vit.drop_path_rate)
 
         def mrfp() -> MRFP:
             return MRFP(embed_dim, int(embed_dim * mrfp_ratio), mrfp_kernel_sizes, make_norm)
