@@ -1,5 +1,7 @@
 """The strided convolution's gradients on the smallest maps, under autocast."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -34,3 +36,16 @@ def test_gradients_under_autocast_are_near_those_of_float32(
         del litter
         for found, wanted in zip(gradients(conv, x, cotangent, dtype), expected, strict=True):
             assert (found - wanted).norm() < 0.02 * wanted.norm()
+
+
+def test_gradients_of_a_module_in_bfloat16_are_near_those_of_float32() -> None:
+    conv = StridedConv2d(16, 16, 3, stride=2, padding=1)
+    half = copy.deepcopy(conv).bfloat16()
+    for _ in range(8):
+        x, cotangent = torch.randn(2, 16, 5, 1), torch.randn(2, 16, 3, 1)
+        wanted = torch.autograd.grad(conv(x), conv.weight, cotangent)[0]
+        litter = [torch.full_like(half.weight, torch.nan) for _ in range(4)]
+        del litter
+        y = half(x.bfloat16())
+        found = torch.autograd.grad(y, half.weight, cotangent.bfloat16())[0]
+        assert (found - wanted).norm() < 0.02 * wanted.norm()
